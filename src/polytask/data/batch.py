@@ -1,0 +1,80 @@
+"""What one task group's rows look like on their way to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polytask.errors import ShapeError
+
+_NONE: Mapping[str, Tensor] = MappingProxyType({})
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Apply ``change`` to every tensor of a nested dict, list or tuple; leave the rest as it is.
+
+    Example:
+        >>> map_tensors({"a": torch.ones(2), "n": 3}, lambda t: t * 2)
+        {'a': tensor([2., 2.]), 'n': 3}
+    """
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(item, change) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map_tensors(item, change) for item in value)
+    return value
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The first tensor in a nested dict, list or tuple, or None."""
+    if isinstance(value, Tensor):
+        return value
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    return next((found for item in items if (found := first_tensor(item)) is not None), None)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and targets of the same rows.
+
+    A missing label is NaN in a floating target and a negative number in an integer one; it is masked
+    from the task's loss, metrics and balancing.
+
+    Args:
+        inputs: A tensor, or a nested dict/list/tuple of tensors, with rows first.
+        targets: For each task a tensor with rows first.
+        weights: For each task that has them, a weight for every row, shape ``[rows]``.
+
+    Example:
+        >>> batch = Batch(torch.zeros(2, 3), {"income": torch.tensor([1.0, float("nan")])})
+        >>> len(batch)
+        2
+    """
+
+    inputs: Any
+    targets: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor] = field(default_factory=lambda: _NONE)
+
+    def __len__(self) -> int:
+        tensor = first_tensor(self.inputs)
+        if tensor is None:
+            raise ShapeError("Batch.inputs holds no tensor, so its number of rows is unknown.")
+        return len(tensor)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch on ``device``."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor changed, such as by selecting rows."""
+        return Batch(
+            map_tensors(self.inputs, change),
+            {name: change(target) for name, target in self.targets.items()},
+            {name: change(weight) for name, weight in self.weights.items()},
+        )

@@ -1,0 +1,163 @@
+"""Named things: one literal table, so that listing them imports nothing heavy.
+
+Each group maps a key to the dotted path of what it names and one line of help. Packages outside
+polytask add to a group through the entry points ``polytask.<group>``; a clash of names is an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any, NamedTuple
+
+from polytask.errors import MissingExtraError, RecipeError, suggestion, unknown
+
+
+class Entry(NamedTuple):
+    """Where a named thing lives, and one line of help."""
+
+    path: str
+    help: str
+
+
+TASKS = {
+    "binary": Entry("polytask.tasks.binary:binary", "Two classes, one logit."),
+    "multiclass": Entry("polytask.tasks.multiclass:multiclass", "One of several classes, one logit each."),
+    "multilabel": Entry("polytask.tasks.multilabel:multilabel", "Several yes-or-no labels, one logit each."),
+    "regression": Entry("polytask.tasks.regression:regression", "A real number, standardised inside."),
+    "counts": Entry("polytask.tasks.counts:counts", "A count, with a Poisson log-rate."),
+    "ordinal": Entry("polytask.tasks.ordinal:ordinal", "Ordered classes, cumulative logits."),
+}
+
+ENCODERS = {
+    "mlp": Entry("polytask.models.encoders.mlp:MLP", "Fully connected layers over one vector a row."),
+    "tabular": Entry("polytask.models.encoders.tabular:Tabular", "Numbers and categories of a table, then an MLP."),
+    "convnet": Entry("polytask.models.encoders.convnet:ConvNet", "A small convolutional network for images."),
+    "resnet18": Entry("polytask.models.encoders.resnet:resnet18", "ResNet-18 for arrays of images."),
+    "resnet34": Entry("polytask.models.encoders.resnet:resnet34", "ResNet-34 for arrays of images."),
+}
+
+SHARINGS = {
+    "hard": Entry("polytask.sharing.hard:Hard", "One trunk for all tasks, optionally with private layers."),
+    "separate": Entry("polytask.sharing.separate:Separate", "One network a task: the single-task baseline."),
+}
+
+BALANCERS: dict[str, Entry] = {}
+
+SAMPLERS = {
+    "proportional": Entry("polytask.data.sampling:proportional", "Each task as often as it has rows."),
+    "uniform": Entry("polytask.data.sampling:uniform", "Every task equally often."),
+    "sqrt": Entry("polytask.data.sampling:sqrt", "In proportion to the square root of the rows."),
+    "temperature": Entry("polytask.data.sampling:temperature", "In proportion to rows ** (1 / T)."),
+    "annealed": Entry("polytask.data.sampling:annealed", "From proportional to uniform over the run."),
+    "loss_driven": Entry("polytask.data.sampling:loss_driven", "More often where the loss has fallen least."),
+    "round_robin": Entry("polytask.data.sampling:round_robin", "The tasks in turn, one a step."),
+    "together": Entry("polytask.data.sampling:together", "A batch of every task in every step."),
+}
+
+DATASETS = {
+    "census_income": Entry("polytask.data.datasets.census_income:load", "Census-Income (KDD), 299,285 people."),
+}
+
+GROUPS: dict[str, dict[str, Entry]] = {
+    "tasks": TASKS,
+    "encoders": ENCODERS,
+    "sharings": SHARINGS,
+    "balancers": BALANCERS,
+    "samplers": SAMPLERS,
+    "datasets": DATASETS,
+}
+
+
+@functools.cache
+def entries(group: str) -> dict[str, Entry]:
+    """All entries of a group: the built-in ones and those of installed packages.
+
+    Raises:
+        RecipeError: if the group is unknown, or a package claims a key that is taken.
+    """
+    if group not in GROUPS:
+        raise RecipeError(unknown("group", group, GROUPS))
+    found = dict(GROUPS[group])
+    for point in metadata.entry_points(group=f"polytask.{group}"):
+        if point.name in found:
+            raise RecipeError(
+                f"The name '{point.name}' in group '{group}' is claimed by '{point.value}' but belongs to "
+                f"'{found[point.name].path}'. Rename the entry point."
+            )
+        found[point.name] = Entry(point.value, "From an installed package.")
+    return found
+
+
+def resolve(path: str) -> Any:
+    """The object at ``pkg.mod:name`` (``pkg.mod.name`` works as well).
+
+    Raises:
+        RecipeError: if there is no such module or name.
+    """
+    module_name, colon, attribute = path.partition(":")
+    if not colon:
+        module_name, _, attribute = path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except MissingExtraError:
+        raise
+    except (ImportError, ValueError) as error:
+        raise RecipeError(f"Cannot import '{path}': {error}. Use 'package.module:Name'.") from error
+    try:
+        return functools.reduce(getattr, attribute.split("."), module)
+    except AttributeError:
+        raise RecipeError(f"'{module_name}' has no '{attribute}'.{suggestion(attribute, dir(module))}") from None
+
+
+def get(group: str, name: str) -> Any:
+    """The object that ``name`` names in ``group``; a name with a colon is an import path.
+
+    Example:
+        >>> get("tasks", "binary").__name__
+        'binary'
+    """
+    if ":" in name:
+        return resolve(name)
+    known = entries(group)
+    if name not in known:
+        raise RecipeError(unknown(group.removesuffix("s"), name, known))
+    return resolve(known[name].path)
+
+
+def options_of(factory: Any) -> dict[str, inspect.Parameter]:
+    """The options that a factory takes, from its signature."""
+    parameters = inspect.signature(factory).parameters
+    return {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def check_options(label: str, factory: Any, options: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise a RecipeError for an option that ``factory`` does not take, or one that it lacks."""
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(factory).parameters.values()):
+        return
+    known = options_of(factory)
+    open_to_users = [name for name in known if name not in given]
+    for name in options:
+        if name not in open_to_users:
+            raise RecipeError(f"{label}: {unknown('option', name, open_to_users)}")
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in options and name not in given:
+            raise RecipeError(f"{label}: option '{name}' is required.")
+
+
+def build(group: str, name: str, options: Mapping[str, Any] | None = None, **given: Any) -> Any:
+    """Call what ``name`` names with a user's ``options`` and what the program itself has ``given``.
+
+    A trailing underscore in a parameter's name (``lambda_``) is left out in recipes (``lambda``).
+
+    Raises:
+        RecipeError: for an unknown name, an unknown option or a missing one.
+    """
+    factory = get(group, name)
+    known = options_of(factory)
+    spelled = {f"{key}_" if f"{key}_" in known else key: value for key, value in (options or {}).items()}
+    check_options(f"'{name}'", factory, spelled, given)
+    return factory(**spelled, **{key: value for key, value in given.items() if key in known})

@@ -1,0 +1,106 @@
+"""Sharing: an architecture, which is encoders and the way that tasks share them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from polytask.errors import ShapeError
+
+Features = Mapping[str, Tensor]
+Tap = Callable[[dict[str, Tensor]], Mapping[str, Features]]
+"""Called once a forward on the tensors where shared computation ends; returns them for each task."""
+
+
+class _ForEveryTask(Mapping[str, Features]):
+    """The same features whichever task asks."""
+
+    def __init__(self, features: Features):
+        self._features = features
+
+    def __getitem__(self, task: str) -> Features:
+        return self._features
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def identity(features: dict[str, Tensor]) -> Mapping[str, Features]:
+    """The tap that changes nothing."""
+    return _ForEveryTask(features)
+
+
+class Sharing(nn.Module, ABC):
+    """Encoder(s) and how tasks share them.
+
+    ``setup`` is called once by ``MultiTaskModel``, before any forward; what depends on the tasks
+    (gates, towers, private layers) is built there.
+    """
+
+    supports_features: ClassVar[bool] = False
+    """Whether one common feature tensor exists, so that balancing can happen at the features."""
+
+    @abstractmethod
+    def setup(self, tasks: Sequence[str], example: Any | None) -> dict[str, tuple[int, ...]]:
+        """Build what depends on the tasks; return each task's feature shape without the rows.
+
+        Args:
+            tasks: Names of the tasks.
+            example: Inputs of a few rows, or None; needed where an encoder has no ``out_features``.
+
+        Raises:
+            NeedsExample: if a shape is unknown and no example is given.
+        """
+
+    @abstractmethod
+    def forward(self, inputs: Any, tasks: Sequence[str], tap: Tap = identity) -> dict[str, Tensor]:
+        """One feature tensor per task in ``tasks``; ``tap`` is called exactly once."""
+
+    def task_parameters(self, task: str) -> Iterable[nn.Parameter]:
+        """Parameters that belong to one task alone."""
+        return ()
+
+    def penalties(self) -> dict[str, Tensor]:
+        """Penalties of the last forward, unweighted scalars; the recipe weighs them."""
+        return {}
+
+    def inspect(self) -> dict[str, Tensor]:
+        """What the report draws: gates, stitches, relations."""
+        return {}
+
+
+class NeedsExample(ShapeError):  # noqa: N818 - it is a request
+    """A feature shape is unknown until an example has been seen."""
+
+
+def feature_shape(encoder: nn.Module, example: Any | None) -> tuple[int, ...]:
+    """The shape of an encoder's features without the rows: ``out_features``, else from an example.
+
+    Raises:
+        NeedsExample: if there is neither.
+    """
+    declared = getattr(encoder, "out_features", None)
+    if isinstance(declared, int):
+        return (declared,)
+    if isinstance(declared, tuple):
+        return declared
+    if example is None:
+        raise NeedsExample(
+            f"The feature shape of {type(encoder).__name__} is unknown: it has no 'out_features'. Pass "
+            "MultiTaskModel(..., example=inputs_of_a_few_rows), or let fit build the heads from its first batch."
+        )
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            shape = tuple(encoder(example).shape[1:])
+    finally:
+        encoder.train(was_training)
+    return shape

@@ -1,0 +1,132 @@
+"""Task: everything that belongs to one thing to predict, travelling together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
+"""Maps raw outputs ``[rows, ...]`` and labelled targets ``[rows, ...]`` to losses ``[rows]``."""
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """How to build a task's head from a feature shape: plain data.
+
+    Args:
+        outputs: Width of the raw output; ``None`` drops that dimension (raw output ``[rows]``).
+        hidden: Widths of private layers between the features and the output.
+        dropout: Dropout probability between the private layers.
+        shift: Added to the raw output after scaling: a target's training mean. A buffer of the head.
+        scale: What the raw output is multiplied by: a target's training standard deviation.
+    """
+
+    outputs: int | None = None
+    hidden: tuple[int, ...] = ()
+    dropout: float = 0.0
+    shift: tuple[float, ...] | float = 0.0
+    scale: tuple[float, ...] | float = 1.0
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """How a task's column becomes a tensor, and back: plain data.
+
+    Args:
+        form: ``"class"`` (int64 ``[rows]``, missing -1), ``"binary"`` (float32 ``[rows]``, 0/1 or a
+            probability, missing NaN), ``"labels"`` (float32 ``[rows, k]``, missing NaN), ``"number"``
+            (float32 ``[rows]`` or ``[rows, d]``, missing NaN), ``"count"`` (float32 ``[rows]``), or
+            ``"distribution"`` (float32 ``[rows, k]``, soft labels, a missing row is all NaN).
+        classes: Names of the classes or labels in order; None until seen in training data.
+        positive: For binary: the raw value that means 1, or None for 1/true.
+        columns: Table columns that hold the target, if they are not the one with the task's name.
+    """
+
+    form: str
+    classes: tuple[str, ...] | None = None
+    positive: str | None = None
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of merit that knows its direction.
+
+    Args:
+        name: Such as ``"auroc"``.
+        higher_is_better: Its direction.
+        compute: Maps scores (what ``Task.score`` returns), targets and row weights (or None), all numpy
+            and of labelled rows only, to a float; NaN where it is undefined.
+    """
+
+    name: str
+    higher_is_better: bool
+    compute: Callable[[NDArray[Any], NDArray[Any], NDArray[Any] | None], float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one task is.
+
+    Args:
+        name: The key of its outputs, targets, losses and scores.
+        kind: Its key in the registry, such as ``"binary"``.
+        loss: Per-example losses; masking and reduction are not its business.
+        head: How its head is built.
+        metrics: Its metrics by name; ``primary`` names the one that stands for the task.
+        score: Raw outputs (tensor) -> what metrics read (float64 numpy): probabilities or values.
+        decode: Raw outputs -> columns for a person: ``{"": labels, "probability": ...}``. The key "" is the
+            prediction itself, other keys are suffixes of the column name.
+        target: How its column is encoded.
+        primary: The metric that stands for the task in multi-task criteria.
+        options: Plain data: ``registry.build("tasks", kind, options, name=name)`` makes this task again.
+        refit: ``(targets, weights) -> options``: options with what the training data fix filled in.
+    """
+
+    name: str
+    kind: str
+    loss: PerExampleLoss
+    head: HeadSpec
+    metrics: Mapping[str, Metric]
+    score: Callable[[Tensor], NDArray[np.float64]]
+    decode: Callable[[Tensor], dict[str, NDArray[Any]]]
+    target: TargetSpec
+    primary: str
+    options: Mapping[str, Any]
+    refit: Callable[[Tensor, Tensor | None], Mapping[str, Any]]
+
+    def fitted(self, targets: Tensor, weights: Tensor | None = None) -> Task:
+        """The task with what the training data fix: mean and deviation, balanced class weights.
+
+        Args:
+            targets: All training targets, encoded, missing ones included, ``[rows, ...]``.
+            weights: Row weights ``[rows]`` or None.
+
+        Raises:
+            DataError: if no row is labelled or a label is outside the declared classes.
+        """
+        from polytask import registry
+
+        task: Task = registry.build("tasks", self.kind, self.refit(targets, weights), name=self.name)
+        return task
+
+    def labelled(self, targets: Tensor) -> Tensor:
+        """Which rows have a label, bool ``[rows]``."""
+        return labelled(targets)
+
+
+def labelled(targets: Tensor) -> Tensor:
+    """Which rows have a label: not NaN (at least one entry not NaN) or not negative; bool ``[rows]``.
+
+    Example:
+        >>> import torch
+        >>> labelled(torch.tensor([1.0, float("nan")])), labelled(torch.tensor([-1, 2]))
+        (tensor([ True, False]), tensor([False,  True]))
+    """
+    known = ~targets.isnan() if targets.is_floating_point() else targets >= 0
+    return known.flatten(1).any(1) if known.dim() > 1 else known

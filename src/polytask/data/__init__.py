@@ -1,0 +1,1 @@
+"""Batches, tables, sources, sampling and data sets."""

@@ -1,0 +1,118 @@
+"""What a fitted table looks like: plain data that an encoder is built from and a bundle stores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from polytask.errors import DataError
+
+_NO_ARRAYS: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+
+MISSING_SLOT = 0
+"""Embedding row of a missing category."""
+UNSEEN_SLOT = 1
+"""Embedding row of a category that training did not have, or had too rarely."""
+FIRST_SLOT = 2
+"""Embedding row of the first category of the vocabulary."""
+
+
+@dataclass(frozen=True)
+class NumberColumn:
+    """A number column as it was in the training data.
+
+    Args:
+        name: The column's name.
+        mean: Training mean, in the column's own units.
+        std: Training standard deviation, in the column's own units; 1 for a constant column.
+        edges: Rising bin edges of the *scaled* training values, for piecewise-linear embeddings.
+        has_missing: Whether training rows lacked a value, so that an indicator belongs to the column.
+    """
+
+    name: str
+    mean: float
+    std: float
+    edges: tuple[float, ...]
+    has_missing: bool
+
+
+@dataclass(frozen=True)
+class CategoryColumn:
+    """A category column as it was in the training data.
+
+    Args:
+        name: The column's name.
+        values: The vocabulary; value ``i`` has the embedding row ``i + 2``. Row 0 stands for a missing
+            value and row 1 for one that training did not have, or had too rarely.
+    """
+
+    name: str
+    values: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of embedding rows.
+
+        Example:
+            >>> CategoryColumn("sex", ("Female", "Male")).size
+            4
+        """
+        return len(self.values) + FIRST_SLOT
+
+
+@dataclass(frozen=True)
+class TableSchema:
+    """All input columns of a table, in the order in which their tensors hold them.
+
+    Args:
+        numbers: Columns of the tensor ``"numbers"``.
+        categories: Columns of the tensor ``"categories"``.
+        arrays: Array columns (images) by name, with the shape of one row.
+
+    Example:
+        >>> schema = TableSchema((NumberColumn("age", 38.6, 13.1, (-1.5, 0.0, 2.0), True),), (), {})
+        >>> schema.missing
+        ('age',)
+        >>> TableSchema.from_dict(schema.to_dict()) == schema
+        True
+    """
+
+    numbers: tuple[NumberColumn, ...] = ()
+    categories: tuple[CategoryColumn, ...] = ()
+    arrays: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: _NO_ARRAYS)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Number columns with an indicator, in the order of the columns of the tensor ``"missing"``."""
+        return tuple(column.name for column in self.numbers if column.has_missing)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The schema as plain JSON values."""
+        return {
+            "numbers": [
+                {"name": c.name, "mean": c.mean, "std": c.std, "edges": list(c.edges), "has_missing": c.has_missing}
+                for c in self.numbers
+            ],
+            "categories": [{"name": c.name, "values": list(c.values)} for c in self.categories],
+            "arrays": {name: list(shape) for name, shape in self.arrays.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> TableSchema:
+        """The schema that ``to_dict`` wrote.
+
+        Raises:
+            DataError: if a part is missing.
+        """
+        try:
+            numbers = tuple(
+                NumberColumn(c["name"], c["mean"], c["std"], tuple(c["edges"]), c["has_missing"])
+                for c in plain["numbers"]
+            )
+            categories = tuple(CategoryColumn(c["name"], tuple(c["values"])) for c in plain["categories"])
+            arrays = {name: tuple(shape) for name, shape in plain["arrays"].items()}
+        except KeyError as error:
+            raise DataError(f"The stored table schema lacks {error}. It was written by something else.") from error
+        return cls(numbers, categories, arrays)

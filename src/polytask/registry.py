@@ -161,3 +161,15 @@ def build(group: str, name: str, options: Mapping[str, Any] | None = None, **giv
     spelled = {f"{key}_" if f"{key}_" in known else key: value for key, value in (options or {}).items()}
     check_options(f"'{name}'", factory, spelled, given)
     return factory(**spelled, **{key: value for key, value in given.items() if key in known})
+
+
+def mark(thing: Any, name: str, options: Mapping[str, Any]) -> Any:
+    """Note on an object how it was made, so that a bundle can make it again; returns the object."""
+    object.__setattr__(thing, "_polytask_mark", {"name": name, "options": dict(options)})
+    return thing
+
+
+def mark_of(thing: Any) -> dict[str, Any] | None:
+    """How an object was made: its name or import path, and plain options; None if that was not noted."""
+    noted: dict[str, Any] | None = getattr(thing, "_polytask_mark", None)
+    return noted

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from polytask.data.batch import Batch, first_tensor, map_tensors
+from polytask.data.batch import Batch, map_tensors
 from polytask.errors import DataError, ShapeError
 
 
@@ -20,6 +22,8 @@ class Source(ABC):
     """
 
     tasks: tuple[str, ...]
+    _order_key: tuple[tuple[int, ...], int] | None = None
+    _order_rows: Tensor
 
     @abstractmethod
     def __len__(self) -> int:
@@ -36,6 +40,42 @@ class Source(ABC):
     def weights(self, task: str) -> Tensor | None:
         """All row weights of one task, or None if every row counts the same."""
         return None
+
+    @property
+    def example(self) -> Any:
+        """The inputs of a row or two, for shapes."""
+        return self.take(torch.arange(min(2, len(self)))).inputs
+
+    def batches(self, size: int) -> int:
+        """How many batches of at most ``size`` rows one pass over the rows takes."""
+        return -(-len(self) // size)
+
+    def batch(self, index: int, size: int, seed: Sequence[int], rank: int = 0, world: int = 1) -> Batch:
+        """Batch number ``index`` of the endless sequence of shuffled passes.
+
+        The order of the rows in a pass is the permutation seeded by ``(*seed, pass)`` whatever the number
+        of processes. A pass is cut into batches whose sizes differ by at most one row, so every row comes
+        once a pass and no batch is a small remainder.
+
+        Args:
+            index: Counts batches from the first pass on.
+            size: Most rows of a batch, over all processes.
+            seed: Whole numbers that tell this source's order from any other.
+            rank: This process; it gets every ``world``-th row.
+            world: Number of processes.
+        """
+        count = self.batches(size)
+        run, place = divmod(index, count)
+        order = self._order(tuple(seed), run)
+        start, stop = (len(self) * (place + i) // count for i in (0, 1))
+        return self.take(order[start + rank : stop : world])
+
+    def _order(self, seed: tuple[int, ...], run: int) -> Tensor:
+        key = (seed, run)
+        if self._order_key != key:
+            shuffled = np.random.default_rng([*seed, run]).permutation(len(self))
+            self._order_key, self._order_rows = key, torch.from_numpy(shuffled)
+        return self._order_rows
 
 
 class TensorSource(Source):
@@ -57,7 +97,7 @@ class TensorSource(Source):
         rows = len(self._all)
         sizes = {f"target '{name}'": len(t) for name, t in self._all.targets.items()}
         sizes |= {f"weights of '{name}'": len(t) for name, t in self._all.weights.items()}
-        map_tensors(inputs, lambda t: sizes.setdefault(f"an input of shape {tuple(t.shape)}", len(t)) and t or t)
+        map_tensors(inputs, lambda t: sizes.update({f"an input of shape {tuple(t.shape)}": len(t)}) or t)
         for what, size in sizes.items():
             if size != rows:
                 raise ShapeError(f"Inputs have {rows} rows but {what} has {size}. All need the same number of rows.")
@@ -79,15 +119,7 @@ class TensorSource(Source):
         """All row weights of one task, or None."""
         return self._all.weights.get(task)
 
-    @property
-    def example(self) -> Any:
-        """The inputs of the first two rows."""
-        return map_tensors(self._all.inputs, lambda tensor: tensor[:2])
-
     def to(self, device: Any) -> TensorSource:
         """The same rows on ``device``."""
         moved = self._all.to(device)
         return TensorSource(moved.inputs, moved.targets, moved.weights)
-
-
-__all__ = ["Source", "TensorSource", "first_tensor"]

@@ -1,0 +1,186 @@
+"""What a recipe can say: dataclasses that YAML is validated against, and that Python can fill as well.
+
+The recipe reference of the documentation is generated from the docstrings here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from polytask.data.table import NA
+from polytask.errors import RecipeError
+from polytask.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """How rows are divided where the data do not come divided.
+
+    Args:
+        validation: Share of the training rows that is held out for choosing and stopping.
+        test: Share of all rows that is held out for the end; unused where the data have test rows.
+        by: A column that says ``train``, ``validation`` or ``test`` for every row.
+        stratify: A task or column whose values every part gets in the same shares.
+        seed: Of the draw; it does not depend on ``training.seed``.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    validation: float = 0.1
+    test: float = 0.2
+    by: str | None = None
+    stratify: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("validation", "test"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise RecipeError(f"data.split.{name} is {value}; it is a share of the rows, from 0 to below 1.")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where rows come from: one of ``table``, ``dataset``, ``train`` or ``tables``.
+
+    Args:
+        table: One file (CSV, TSV, Parquet, Arrow/Feather) that is split by ``split``.
+        dataset: A built-in data set by name.
+        train: File of the training rows.
+        validation: File of the validation rows; a share of ``train`` if left out.
+        test: File of the test rows.
+        tables: One entry like this for each task, where tasks have different rows.
+        root: Folder with the files of ``dataset``, if you have them; nothing is fetched then.
+        header: Whether a CSV starts with the column names; without, columns are ``column_1``, ``column_2``, ...
+        separator: Between the fields of a CSV.
+        na: What stands for a missing value in a CSV.
+        split: How rows are divided.
+        weight: Column with a weight for every row, or one for each task.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    table: str | None = None
+    dataset: str | None = None
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    tables: Mapping[str, DataSettings] | None = None
+    root: str | None = None
+    header: bool = True
+    separator: str = ","
+    na: Sequence[str] = NA
+    split: SplitSettings = field(default_factory=SplitSettings)
+    weight: str | Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("table", "dataset", "train", "tables") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none of them"
+            raise RecipeError(f"data needs exactly one of table, dataset, train, tables; found {found}.")
+        if (self.validation or self.test) and not self.train:
+            raise RecipeError("data.validation and data.test go with data.train; found no data.train.")
+
+
+@dataclass(frozen=True)
+class InputSettings:
+    """How an input column is read; in a recipe also just its kind, such as ``age: number``.
+
+    Args:
+        kind: ``number``, ``category`` or ``image`` (a column of arrays).
+        scale: Of numbers: ``standard`` (mean 0, deviation 1), ``quantile`` (to a normal distribution), ``none``.
+        missing: Of numbers: ``indicate`` (the mean, and an extra input that says so), ``mean``, or ``error``.
+        min_count: Of categories: rarer values share the slot of unseen ones.
+        bins: Of numbers: quantile bins for piecewise-linear embeddings.
+        impute_infinite: Of numbers: treat infinite values as missing instead of raising an error.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    kind: str | None = None
+    scale: str = "standard"
+    missing: str = "indicate"
+    min_count: int = 1
+    bins: int = 48
+    impute_infinite: bool = False
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The network.
+
+    Args:
+        encoder: A name or ``{name: ..., options}``; a name with a colon is an import path of your own module.
+        sharing: A name or ``{name: ..., options}``.
+        heads: Options of all heads that a task does not set itself, such as ``{hidden: [64], dropout: 0.1}``.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    encoder: str | Mapping[str, Any] = "tabular"
+    sharing: str | Mapping[str, Any] = "hard"
+    heads: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """What the report shows beside the results.
+
+    Args:
+        title: Its heading.
+        reference: For each task, rows ``{label: {metric: value}}`` to print beside ours.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    title: str | None = None
+    reference: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run, described as data.
+
+    Args:
+        data: Where rows come from.
+        tasks: For each task its ``type`` and the options of that type; ``column`` names its column if it
+            is not the task's name, ``weight`` a column of row weights.
+        inputs: For each input column its kind or settings; inferred and printed if left out.
+        preprocessing: Defaults for all input columns.
+        model: The network.
+        balancer: A name or ``{name: ..., options}``.
+        training: How to train.
+        report: What the report shows.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    data: DataSettings
+    tasks: Mapping[str, Mapping[str, Any]]
+    inputs: Mapping[str, str | InputSettings] | None = None
+    preprocessing: InputSettings = field(default_factory=InputSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    balancer: str | Mapping[str, Any] = "equal"
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    report: ReportSettings = field(default_factory=ReportSettings)
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise RecipeError("A recipe needs at least one task, such as tasks: {income: {type: binary}}.")
+        for name, options in self.tasks.items():
+            if "type" not in options:
+                raise RecipeError(f"tasks.{name} has no type. Say for example {name}: {{type: binary}}.")
+
+
+def named(value: str | Mapping[str, Any], default: str, where: str) -> tuple[str, dict[str, Any]]:
+    """Split a name with options, as recipes write it.
+
+    Example:
+        >>> named({"name": "mlp", "hidden": [8]}, "tabular", "model.encoder")
+        ('mlp', {'hidden': [8]})
+        >>> named("mlp", "tabular", "model.encoder")
+        ('mlp', {})
+    """
+    if isinstance(value, str):
+        return value, {}
+    options = dict(value)
+    name = options.pop("name", default)
+    if not isinstance(name, str):
+        raise RecipeError(f"{where}.name is {name!r}; it has to be a name.")
+    return name, options

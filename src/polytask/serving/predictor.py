@@ -1,0 +1,132 @@
+"""Predictions for people: decoded labels and probabilities, one column set a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from polytask.data.batch import first_tensor, map_tensors
+from polytask.data.preprocess import TablePreprocessor
+from polytask.data.schema import TableSchema
+from polytask.errors import DataError, unknown
+from polytask.models import MultiTaskModel
+from polytask.serving.bundle import read_model, read_spec
+from polytask.training.runtime import Runtime
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class Predictor:
+    """A trained model with everything between a person's table and a person's answer.
+
+    Args:
+        model: A trained model.
+        preprocessor: Turns a table into inputs; None if inputs are tensors already.
+        device: Where to compute.
+    """
+
+    def __init__(
+        self, model: MultiTaskModel, preprocessor: TablePreprocessor | None = None, device: str | torch.device = "cpu"
+    ):
+        self.model = model.to(device).eval()
+        self.preprocessor = preprocessor
+        self.device = torch.device(device)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+        return tuple(self.model.tasks)
+
+    def inputs(self, data: Any) -> Any:
+        """What the model takes, for a table, a path or tensors.
+
+        Raises:
+            DataError: if a column is missing or a value does not parse.
+        """
+        from polytask.data.table import as_frame, read_table
+
+        if self.preprocessor is None:
+            tensors = map_tensors(_tensors(data), lambda tensor: tensor)
+            if first_tensor(tensors) is None:
+                raise DataError(f"This model takes tensors or arrays, as in training; got {type(data).__name__}.")
+            return tensors
+        if isinstance(data, str | Path):
+            data = read_table(data)
+        elif isinstance(data, Mapping):
+            import polars as pl
+
+            data = pl.DataFrame(dict(data))
+        return self.preprocessor.transform(as_frame(data))
+
+    @torch.inference_mode()
+    def raw(self, data: Any, tasks: Sequence[str] | None = None, batch_size: int = 8192) -> dict[str, Tensor]:
+        """Raw outputs by task, ``[rows, ...]``, on the CPU."""
+        for task in tasks or ():
+            if task not in self.model.tasks:
+                raise DataError(unknown("task", task, self.model.tasks))
+        inputs = self.inputs(data)
+        tensor = first_tensor(inputs)
+        rows = 0 if tensor is None else len(tensor)
+        wanted = tuple(tasks or self.tasks)
+        parts: dict[str, list[Tensor]] = {task: [] for task in wanted}
+        for start in range(0, rows, batch_size):
+            piece = map_tensors(inputs, lambda t, a=start: t[a : a + batch_size].to(self.device))  # type: ignore[misc]
+            for task, output in self.model(piece, wanted).items():
+                parts[task].append(output.cpu())
+        return {task: torch.cat(outputs) for task, outputs in parts.items()}
+
+    def predict(self, data: Any, tasks: Sequence[str] | None = None, batch_size: int = 8192) -> pl.DataFrame:
+        """Decoded predictions.
+
+        Args:
+            data: A polars or pandas frame, a mapping of columns, a path; or tensors where training had tensors.
+            tasks: Only these tasks.
+            batch_size: Rows at a time.
+
+        Returns:
+            A polars frame with, for each task, its prediction and such columns as ``income_probability``.
+
+        Raises:
+            DataError: if a column is missing (did you mean), or a value does not parse (record, column, value).
+        """
+        import polars as pl
+
+        columns: dict[str, Any] = {}
+        for task, output in self.raw(data, tasks, batch_size).items():
+            for suffix, values in self.model.tasks[task].decode(output).items():
+                columns[f"{task}_{suffix}" if suffix else task] = values
+        return pl.DataFrame(columns)
+
+
+def _tensors(data: Any) -> Any:
+    import numpy as np
+
+    if isinstance(data, np.ndarray):
+        tensor = torch.from_numpy(data)
+        return tensor.float() if tensor.dtype == torch.float64 else tensor
+    if isinstance(data, Mapping):
+        return {key: _tensors(value) for key, value in data.items()}
+    return data
+
+
+def load(path: str | Path, *, encoder: nn.Module | None = None, device: str = "cpu") -> Predictor:
+    """Turn a bundle back into a predictor.
+
+    Args:
+        path: A bundle's folder, such as ``RUN/bundle``.
+        encoder: Your own encoder, where the bundle does not know how to build it.
+        device: ``cpu``, ``cuda``, ... or ``auto``.
+
+    Raises:
+        RecipeError: if there is no bundle, or an encoder is needed.
+    """
+    folder = Path(path)
+    spec = read_spec(folder)
+    model = read_model(folder, spec, encoder)
+    preprocessor = TablePreprocessor.from_schema(TableSchema.from_dict(spec["schema"])) if spec["schema"] else None
+    return Predictor(model, preprocessor, Runtime("auto").device if device == "auto" else device)

@@ -1,0 +1,289 @@
+"""The training loop: steps, epochs, validations, checkpoints."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from polytask.balancing.types import Engine
+from polytask.data.mixing import Mixer
+from polytask.data.source import Source
+from polytask.errors import TrainingError
+from polytask.evaluation import Scores, evaluate
+from polytask.models import MultiTaskModel
+from polytask.training.callbacks import Callback
+from polytask.training.recorder import Recorder
+from polytask.training.runtime import Runtime
+from polytask.training.settings import TrainingSettings
+from polytask.training.state import load_state, random_state, save_state, set_random_state
+from polytask.training.step import StepBuilder
+
+CHECKPOINT = "checkpoints/last.safetensors"
+# How often several processes ask each other whether somebody wants to stop.
+ASK_EVERY = 20
+
+
+class Loop:
+    """Runs steps until the run is over, stopped or interrupted; callbacks see it as it goes.
+
+    Attributes that callbacks read: ``model``, ``settings``, ``runtime``, ``mixer``, ``step`` (steps done),
+    ``epoch`` (epochs done), ``total_steps``, ``steps_per_epoch``, ``path``, ``stop_reason``, ``history``.
+
+    Args:
+        model: A built model on the runtime's device.
+        mixer: Draws the batches.
+        validation: Sources that are evaluated after an epoch; may be empty.
+        engine: Fills ``.grad``.
+        optimizer: Steps the model's parameters.
+        schedule: Steps the learning rate.
+        runtime: Device, precision, processes.
+        settings: How to train.
+        callbacks: Hooks, called in this order.
+        path: Folder of the run, or None to leave nothing on disk.
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        mixer: Mixer,
+        validation: Sequence[Source],
+        engine: Engine,
+        optimizer: Optimizer,
+        schedule: LRScheduler,
+        runtime: Runtime,
+        settings: TrainingSettings,
+        callbacks: Sequence[Callback] = (),
+        path: Path | None = None,
+    ):
+        self.model, self.mixer, self.validation, self.engine = model, mixer, tuple(validation), engine
+        self.optimizer, self.schedule, self.runtime, self.settings = optimizer, schedule, runtime, settings
+        self.callbacks, self.path = tuple(callbacks), path
+        self.steps_per_epoch = mixer.steps_per_epoch
+        self.total_steps = total_steps(settings, mixer)
+        mixer.total_steps = self.total_steps
+        self.builder = StepBuilder(
+            model, runtime, settings.accumulate, settings.penalties, settings.input_noise, settings.seed
+        )
+        self.recorder = Recorder(settings.log_every)
+        self.step = 0
+        self.stop_reason: str | None = None
+        self.history: list[dict[str, Any]] = []
+        self._interrupted = False
+        self._without_gradient: dict[str, nn.Parameter] = {}
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are done."""
+        return self.step // self.steps_per_epoch
+
+    def call(self, hook: Callable[[Callback], None]) -> None:
+        """Run one hook of every callback."""
+        for callback in self.callbacks:
+            hook(callback)
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, when the checkpoint has been written.
+            TrainingError: if a loss is no longer finite.
+        """
+        self.call(lambda callback: callback.on_start(self))
+        self._watch_gradients()
+        with self._interrupts():
+            while self.step < self.total_steps and self.stop_reason is None:
+                self._train_step()
+                at_end = self.step % self.steps_per_epoch == 0 or self.step == self.total_steps
+                if at_end:
+                    self._end_epoch()
+                every = self.settings.checkpoint_every
+                if at_end or (every and self.step % every == 0):
+                    self.checkpoint()
+                if self._should_stop():
+                    self._interrupt()
+        self.call(lambda callback: callback.on_end(self))
+
+    def _train_step(self) -> None:
+        self.model.train()
+        micro = self.builder.build(self.mixer.draw(self.step))
+        rate = self.schedule.get_last_lr()[0]
+        self.optimizer.zero_grad(set_to_none=True)
+        if micro:
+            report = self.engine.backward(micro)
+            self.runtime.sum_gradients(self.model.parameters())
+            self._note_gradients()
+            if self.settings.clip is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+            self.optimizer.step()
+            self.engine.after_step(micro)
+            self.recorder.add(report, epoch=self.epoch + 1, step=self.step + 1, lr=rate)
+        self.schedule.step()
+        self.step += 1
+        if self.recorder.is_due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Read the waiting reports from the device and pass their rows on."""
+        rows = self.recorder.flush()
+        if rows:
+            self.call(lambda callback: callback.on_step_end(self, rows))
+
+    def _end_epoch(self) -> None:
+        self.flush()
+        means = self.recorder.epoch_means()
+        number = -(-self.step // self.steps_per_epoch)
+        row: dict[str, Any] = {"scope": "epoch", "epoch": number, "step": self.step}
+        row |= {f"loss.{task}": loss for task, loss in means.items()}
+        last = self.step == self.total_steps
+        if self.validation and (number % self.settings.validate_every == 0 or last):
+            scores = self.validate()
+            row |= {f"{task}.{name}": value for task, of in scores.items() for name, value in of.items()}
+            self.call(lambda callback: callback.on_validation_end(self, scores))
+        self.engine.epoch_end(means)
+        self.mixer.observe(means)
+        self.history.append(row)
+        self.call(lambda callback: callback.on_epoch_end(self, row))
+        self.recorder.start_epoch()
+        self._warn_without_gradient()
+
+    def validate(self) -> Scores:
+        """Scores on the validation sources, with BatchNorm statistics averaged over processes."""
+        self.runtime.average_buffers(self.model)
+        return evaluate(
+            self.model,
+            self.validation,
+            batch_size=self.settings.evaluation_batch_size,
+            device=self.runtime.device,
+            autocast=self.runtime.autocast,
+        )
+
+    def _watch_gradients(self) -> None:
+        self._without_gradient = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def _note_gradients(self) -> None:
+        if self._without_gradient:
+            self._without_gradient = {n: p for n, p in self._without_gradient.items() if p.grad is None}
+
+    def _warn_without_gradient(self) -> None:
+        if self._without_gradient:
+            import warnings
+
+            names = list(self._without_gradient)
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            warnings.warn(
+                f"No gradient reached {', '.join(names[:5])}{more} in a whole epoch: no task's loss depends on "
+                "them, or their tasks had no label. Freeze them, or look for a detached or unused part.",
+                stacklevel=2,
+            )
+            self._without_gradient = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resume needs."""
+        self.runtime.average_buffers(self.model)
+        return {
+            "step": self.step,
+            "stop_reason": self.stop_reason,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {"last_epoch": self.step},
+            "engine": self.engine.state_dict(),
+            "mixer": self.mixer.state_dict(),
+            "recorder": self.recorder.state_dict(),
+            "history": self.history,
+            "noise": self.runtime.gather(self.builder.generator.get_state()),
+            "random": self.runtime.gather(random_state()),
+            "callbacks": [callback.state_dict() for callback in self.callbacks],
+        }
+
+    def checkpoint(self) -> None:
+        """Write the checkpoint of this moment, if the run has a folder."""
+        if self.path is None:
+            return
+        self.flush()
+        self.call(lambda callback: callback.on_checkpoint(self))
+        state = self.state_dict()
+        if self.runtime.is_main:
+            save_state(state, self.path / CHECKPOINT)
+        self.runtime.barrier()
+
+    def restore(self, path: Path) -> None:
+        """Go on from the checkpoint of the run in ``path``.
+
+        Raises:
+            TrainingError: if there is none, or it is of another number of processes or callbacks.
+        """
+        state = load_state(path / CHECKPOINT)
+        for what, saved, now in (
+            ("processes", len(state["random"]), self.runtime.world),
+            ("callbacks", len(state["callbacks"]), len(self.callbacks)),
+        ):
+            if saved != now:
+                raise TrainingError(f"The checkpoint in '{path}' has {saved} {what} but this run {now}. Use the same.")
+        self.step, self.stop_reason, self.history = state["step"], state["stop_reason"], state["history"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._restore_schedule(state["schedule"])
+        self.engine.load_state_dict(state["engine"])
+        self.mixer.load_state_dict(state["mixer"])
+        self.recorder.load_state_dict(state["recorder"])
+        self.builder.generator.set_state(state["noise"][self.runtime.rank])
+        for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
+            callback.load_state_dict(saved)
+        set_random_state(state["random"][self.runtime.rank])
+
+    def _restore_schedule(self, state: Mapping[str, Any]) -> None:
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.schedule.last_epoch = state["last_epoch"]
+        self.schedule._last_lr = rates  # LRScheduler.load_state_dict does the same assignment
+
+    def _should_stop(self) -> bool:
+        if self.runtime.world == 1:
+            return self._interrupted
+        if self.step % ASK_EVERY:
+            return False
+        import torch
+
+        return bool(self.runtime.sum(torch.tensor([float(self._interrupted)])).item())
+
+    def _interrupt(self) -> None:
+        self.checkpoint()
+        self.call(lambda callback: callback.on_interrupt(self))
+        raise KeyboardInterrupt
+
+    @contextmanager
+    def _interrupts(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the run after the current step; a second one at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, frame: Any) -> None:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def total_steps(settings: TrainingSettings, mixer: Mixer) -> int:
+    """Length of a run in optimizer steps."""
+    return settings.steps if settings.steps is not None else settings.epochs * mixer.steps_per_epoch
+
+
+def seconds_since(start: float) -> float:
+    """Seconds since a reading of ``time.perf_counter``."""
+    return time.perf_counter() - start

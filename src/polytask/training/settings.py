@@ -1,0 +1,169 @@
+"""What a training run can be told: plain data, the same for the recipe and for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from polytask.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Which optimizer, and its options.
+
+    Args:
+        name: ``adamw``, ``adam``, ``sgd``, or an import path such as ``torch.optim:NAdam``.
+        options: Further options of that class, such as ``{momentum: 0.9}``.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    name: str = "adamw"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """How the learning rate goes over the run.
+
+    Args:
+        name: ``constant``, ``cosine``, ``linear``, ``step`` or ``exponential``.
+        warmup: Share of the run (below 1) or number of steps (from 1) in which the rate rises from 0.
+        end: What part of the rate is left at the end (``cosine``, ``linear``, ``exponential``).
+        at: Parts of the run at which ``step`` multiplies the rate by ``factor``.
+        factor: The factor of ``step``.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    name: Literal["constant", "cosine", "linear", "step", "exponential"] = "constant"
+    warmup: float = 0.0
+    end: float = 0.0
+    at: tuple[float, ...] = (0.5, 0.75)
+    factor: float = 0.1
+
+
+@dataclass(frozen=True)
+class PenaltySettings:
+    """Penalties that are added to the balanced loss, outside of balancing.
+
+    Args:
+        l1: Times the sum of absolute weights.
+        l2: Times half the sum of squared weights.
+        elastic_net: Times (ratio * L1 + (1 - ratio) * L2).
+        ratio: Share of L1 in the elastic net.
+        sharing: Weights of the sharing's own penalties by name; one that is not named counts with 1.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    l1: float = 0.0
+    l2: float = 0.0
+    elastic_net: float = 0.0
+    ratio: float = 0.5
+    sharing: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train.
+
+    Args:
+        epochs: Passes over the data; ``steps`` wins where given.
+        steps: Length of the run in optimizer steps instead of epochs.
+        batch_size: Rows of one optimizer step, over all processes and micro-batches (and per task where
+            tables are separate).
+        batch_sizes: Batch sizes of single tasks where tables are separate.
+        accumulate: Into how many micro-batches a step is cut to save memory; the result is the same.
+        lr: Learning rate.
+        optimizer: Name, or name and options.
+        schedule: Name, or name and options.
+        weight_decay: Of the optimizer; biases and normalisation layers are left out.
+        clip: Largest norm of the whole gradient; larger ones are scaled down.
+        precision: ``32`` or ``bf16-mixed``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        seed: Of everything random.
+        select: The multi-task criterion for the best model and early stopping: ``mean_improvement`` (mean
+            normalised improvement over the first validation) or a task's metric such as ``income.auroc``;
+            ``last`` keeps the last weights.
+        patience: Stop after so many validations without an improvement; null never stops early.
+        validate_every: Epochs between validations.
+        checkpoint_every: Steps between checkpoints besides the one at the end of every epoch.
+        log_every: Steps between rows of ``history.csv``.
+        penalties: L1, L2, elastic net, and weights of the sharing's penalties.
+        input_noise: Standard deviation of the Gaussian noise that training adds to numeric inputs.
+        sampler: How separate sources take turns: a name, or name and options.
+        loggers: ``tensorboard`` writes event files beside history.csv.
+        evaluation_batch_size: Rows of a batch where nothing is trained.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    epochs: int = 10
+    steps: int | None = None
+    batch_size: int = 1024
+    batch_sizes: Mapping[str, int] = field(default_factory=dict)
+    accumulate: int = 1
+    lr: float = 0.001
+    optimizer: OptimizerSettings | str = "adamw"
+    schedule: ScheduleSettings | str = "constant"
+    weight_decay: float = 0.0
+    clip: float | None = None
+    precision: str | int = "32"
+    device: str = "auto"
+    seed: int = 0
+    select: str = "mean_improvement"
+    patience: int | None = None
+    validate_every: int = 1
+    checkpoint_every: int | None = None
+    log_every: int = 1
+    penalties: PenaltySettings = field(default_factory=PenaltySettings)
+    input_noise: float = 0.0
+    sampler: str | Mapping[str, Any] = "proportional"
+    loggers: tuple[str, ...] = ()
+    evaluation_batch_size: int = 8192
+
+    def __post_init__(self) -> None:
+        counts = ("epochs", "batch_size", "accumulate", "validate_every", "log_every", "evaluation_batch_size")
+        for name in counts:
+            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("steps", "patience", "checkpoint_every"):
+            value = getattr(self, name)
+            _require(name, value, value is None or value >= 1, "at least 1, or null")
+        for name in ("weight_decay", "input_noise"):
+            _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        _require("lr", self.lr, self.lr > 0, "above 0")
+        _require("clip", self.clip, self.clip is None or self.clip > 0, "above 0, or null")
+        _require("precision", self.precision, str(self.precision) in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        if isinstance(self.schedule, str):
+            _require("schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+        for name in self.loggers:
+            _require("loggers", name, name in LOGGERS, f"among: {', '.join(LOGGERS)}")
+
+    @property
+    def optimizer_settings(self) -> OptimizerSettings:
+        """The optimizer with its options, also where only a name was given."""
+        return OptimizerSettings(self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
+
+    @property
+    def schedule_settings(self) -> ScheduleSettings:
+        """The schedule with its options, also where only a name was given."""
+        if not isinstance(self.schedule, str):
+            return self.schedule
+        return ScheduleSettings(self.schedule)  # type: ignore[arg-type]  # checked when these settings were made
+
+    @property
+    def sampler_options(self) -> tuple[str, dict[str, Any]]:
+        """The sampler's name and options."""
+        if isinstance(self.sampler, str):
+            return self.sampler, {}
+        options = dict(self.sampler)
+        return str(options.pop("name", "proportional")), options
+
+
+PRECISIONS = ("32", "bf16-mixed")
+LOGGERS = ("tensorboard",)
+SCHEDULES = ("constant", "cosine", "linear", "step", "exponential")
+
+
+def _require(name: str, value: Any, good: bool, wanted: str) -> None:
+    if not good:
+        raise RecipeError(f"training.{name} is {value!r}; it has to be {wanted}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -28,7 +28,12 @@ class NumberColumn:
         mean: Training mean, in the column's own units.
         std: Training standard deviation, in the column's own units; 1 for a constant column.
         edges: Rising bin edges of the *scaled* training values, for piecewise-linear embeddings.
-        has_missing: Whether training rows lacked a value, so that an indicator belongs to the column.
+        has_missing: Whether training rows lacked a value and missing values are indicated, so that a column
+            of the tensor ``"missing"`` belongs to this one.
+        scale: ``"standard"``, ``"quantile"`` or ``"none"``.
+        missing: ``"indicate"``, ``"mean"`` or ``"error"``.
+        impute_infinite: Whether infinite values count as missing.
+        quantiles: For ``scale="quantile"``: evenly spaced quantiles of the training values, rising.
     """
 
     name: str
@@ -36,6 +41,10 @@ class NumberColumn:
     std: float
     edges: tuple[float, ...]
     has_missing: bool
+    scale: str = "standard"
+    missing: str = "indicate"
+    impute_infinite: bool = False
+    quantiles: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,10 +100,7 @@ class TableSchema:
     def to_dict(self) -> dict[str, Any]:
         """The schema as plain JSON values."""
         return {
-            "numbers": [
-                {"name": c.name, "mean": c.mean, "std": c.std, "edges": list(c.edges), "has_missing": c.has_missing}
-                for c in self.numbers
-            ],
+            "numbers": [asdict(c) | {"edges": list(c.edges), "quantiles": list(c.quantiles)} for c in self.numbers],
             "categories": [{"name": c.name, "values": list(c.values)} for c in self.categories],
             "arrays": {name: list(shape) for name, shape in self.arrays.items()},
         }
@@ -104,15 +110,17 @@ class TableSchema:
         """The schema that ``to_dict`` wrote.
 
         Raises:
-            DataError: if a part is missing.
+            DataError: if a part is missing or unknown.
         """
         try:
             numbers = tuple(
-                NumberColumn(c["name"], c["mean"], c["std"], tuple(c["edges"]), c["has_missing"])
+                NumberColumn(**{**c, "edges": tuple(c["edges"]), "quantiles": tuple(c.get("quantiles", ()))})
                 for c in plain["numbers"]
             )
             categories = tuple(CategoryColumn(c["name"], tuple(c["values"])) for c in plain["categories"])
             arrays = {name: tuple(shape) for name, shape in plain["arrays"].items()}
-        except KeyError as error:
-            raise DataError(f"The stored table schema lacks {error}. It was written by something else.") from error
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"The stored table schema cannot be read: {error}. It was written by something else."
+            ) from error
         return cls(numbers, categories, arrays)

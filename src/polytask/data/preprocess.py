@@ -1,0 +1,233 @@
+"""From a table's columns to the tensors that an encoder takes, fitted on training rows alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from polytask.data.numbers import Floats, fill, find_faults, fit_number, scale_number
+from polytask.data.schema import FIRST_SLOT, MISSING_SLOT, UNSEEN_SLOT, CategoryColumn, NumberColumn, TableSchema
+from polytask.data.table import as_text, column_of, parse_numbers
+from polytask.errors import DataError, RecipeError, listed, unknown
+
+KINDS = ("number", "category", "image")
+SCALES = ("standard", "quantile", "none")
+MISSING = ("indicate", "mean", "error")
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How an input column is read.
+
+    Args:
+        kind: ``"number"``, ``"category"`` or ``"image"`` (a column of arrays, all of one shape).
+        scale: Of numbers: ``"standard"`` (training mean 0 and deviation 1), ``"quantile"`` (to a normal
+            distribution by the training quantiles) or ``"none"``.
+        missing: Of numbers: ``"indicate"`` (the training mean, and an input that says so if training rows
+            lacked values), ``"mean"`` (the training mean) or ``"error"``. NaN counts as missing.
+        min_count: Of categories: those with fewer training rows share the slot of unseen ones.
+        bins: Of numbers: quantile bins, whose edges the schema keeps for piecewise-linear embeddings.
+        impute_infinite: Of numbers: infinite values count as missing instead of raising an error.
+
+    Raises:
+        RecipeError: for an unknown kind, scale or missing, or a count below one.
+
+    Example:
+        >>> InputSpec("number", scale="quantile").bins
+        48
+    """
+
+    kind: str
+    scale: str = "standard"
+    missing: str = "indicate"
+    min_count: int = 1
+    bins: int = 48
+    impute_infinite: bool = False
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("kind of input", self.kind, KINDS),
+            ("scale", self.scale, SCALES),
+            ("missing", self.missing, MISSING),
+        ):
+            if value not in known:
+                raise RecipeError(unknown(what, value, known))
+        for what, count in (("min_count", self.min_count), ("bins", self.bins)):
+            if count < 1:
+                raise RecipeError(f"{what} is {count}; it has to be 1 or more.")
+
+
+class TablePreprocessor:
+    """Turns tables into tensors by what it saw in the training rows.
+
+    Args:
+        schema: What the training rows fixed; see ``fit``.
+
+    Example:
+        >>> train = pl.DataFrame({"age": ["20", "40", None], "sex": ["f", "m", "f"]})
+        >>> table = TablePreprocessor.fit(train, {"age": InputSpec("number"), "sex": InputSpec("category")})
+        >>> inputs = table.transform(pl.DataFrame({"age": ["50", None], "sex": ["m", "x"]}))
+        >>> inputs["numbers"], inputs["missing"], inputs["categories"]
+        (tensor([[2.],
+                [0.]]), tensor([[0.],
+                [1.]]), tensor([[3],
+                [1]]))
+    """
+
+    def __init__(self, schema: TableSchema):
+        self.schema = schema
+
+    @classmethod
+    def from_schema(cls, schema: TableSchema) -> TablePreprocessor:
+        """The preprocessor that a stored schema describes."""
+        return cls(schema)
+
+    @classmethod
+    def fit(cls, frame: pl.DataFrame, inputs: Mapping[str, InputSpec]) -> TablePreprocessor:
+        """Learn means, deviations, bin edges and vocabularies from training rows.
+
+        Args:
+            frame: The training rows.
+            inputs: How each input column is read; the tensors keep this order.
+
+        Raises:
+            DataError: if a column is missing, a value does not parse (record, column and value are named),
+                a column has no value at all, or there are no inputs.
+
+        Warns:
+            UserWarning: for a number column that is constant: it tells the model nothing.
+        """
+        if not inputs:
+            raise DataError(f"There are no input columns. The table has: {listed(frame.columns)}. Name some as inputs.")
+        numbers, categories, arrays = [], [], {}
+        for name, spec in inputs.items():
+            series = column_of(frame, name, "input column")
+            if spec.kind == "number":
+                numbers.append(_fit_number(series, spec))
+            elif spec.kind == "category":
+                categories.append(_fit_category(series, spec.min_count))
+            else:
+                arrays[name] = _arrays(series, None).shape[1:]
+        return cls(TableSchema(tuple(numbers), tuple(categories), arrays))
+
+    def transform(self, frame: pl.DataFrame) -> dict[str, Tensor]:
+        """The inputs of rows, seen in training or not.
+
+        Args:
+            frame: Rows with all input columns; other columns are not read.
+
+        Returns:
+            As far as there are such columns: ``"numbers"`` float32 ``[n, d]``; ``"missing"`` float32
+            ``[n, d']``, 1 where a value was missing, with a column for each number column of which training
+            rows lacked values; ``"categories"`` int64 ``[n, c]``; and every image column under its name,
+            float32 ``[n, ...]``, its values as they are.
+
+        Raises:
+            DataError: if a column is missing (the nearest is named), a value does not parse, is infinite or
+                is missing where that is an error, or an array has another shape than in training.
+        """
+        schema, result = self.schema, {}
+        if schema.numbers:
+            result["numbers"] = torch.empty(frame.height, len(schema.numbers))
+        if schema.missing:
+            result["missing"] = torch.zeros(frame.height, len(schema.missing))
+        for place, number in enumerate(schema.numbers):
+            values, gone = _numbers(frame, number)
+            result["numbers"][:, place] = torch.from_numpy(scale_number(number, values))
+            if number.has_missing:
+                result["missing"][:, schema.missing.index(number.name)] = torch.from_numpy(gone)
+        if schema.categories:
+            result["categories"] = torch.empty(frame.height, len(schema.categories), dtype=torch.int64)
+        for place, category in enumerate(schema.categories):
+            series = column_of(frame, category.name, "input column")
+            result["categories"][:, place] = torch.from_numpy(encode_category(series, category.values))
+        for name, shape in schema.arrays.items():
+            result[name] = torch.from_numpy(_arrays(column_of(frame, name, "input column"), tuple(shape)))
+        return result
+
+
+def encode_category(series: pl.Series, values: tuple[str, ...]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Slots of the values of a column: 0 missing, 1 not in ``values``, then in the order of ``values``.
+
+    Example:
+        >>> encode_category(pl.Series("sex", ["m", None, "x", "f"]), ("f", "m"))
+        array([3, 0, 1, 2])
+    """
+    text = as_text(series)
+    codes = text.cast(pl.Enum(values), strict=False).to_physical().cast(pl.Int64) + FIRST_SLOT
+    codes = codes.fill_null(UNSEEN_SLOT).set(text.is_null(), MISSING_SLOT)
+    return np.array(codes.to_numpy(), dtype=np.int64)
+
+
+def _fit_number(series: pl.Series, spec: InputSpec) -> NumberColumn:
+    values, gone = find_faults(series.name, parse_numbers(series), spec.impute_infinite, spec.missing == "error")
+    known = values[~gone]
+    if len(known) == 0:
+        raise DataError(f"Column '{series.name}' has no value in the training rows. Leave it out of the inputs.")
+    if known.min() == known.max() and not gone.any():
+        warnings.warn(
+            f"Column '{series.name}' is {known[0]:g} in every training row, so it tells the model nothing. "
+            "Leave it out of the inputs."
+        )
+    return fit_number(
+        series.name,
+        known,
+        bins=spec.bins,
+        scale=spec.scale,
+        missing=spec.missing,
+        impute_infinite=spec.impute_infinite,
+        has_missing=bool(gone.any()) and spec.missing == "indicate",
+    )
+
+
+def _fit_category(series: pl.Series, min_count: int) -> CategoryColumn:
+    counts = as_text(series).drop_nulls().value_counts(name="rows of the value")
+    if counts.height == 0:
+        raise DataError(f"Column '{series.name}' has no value in the training rows. Leave it out of the inputs.")
+    if counts.height == 1 and series.null_count() == 0:
+        warnings.warn(
+            f"Column '{series.name}' is '{counts.row(0)[0]}' in every training row, so it tells the model nothing. "
+            "Leave it out of the inputs."
+        )
+    kept = counts.filter(counts.to_series(1) >= min_count).to_series(0)
+    return CategoryColumn(series.name, tuple(kept.sort().to_list()))
+
+
+def _numbers(frame: pl.DataFrame, column: NumberColumn) -> tuple[Floats, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    parsed = parse_numbers(column_of(frame, column.name, "input column"))
+    values, gone = find_faults(column.name, parsed, column.impute_infinite, column.missing == "error")
+    return fill(values, gone, column.mean), gone
+
+
+def _arrays(series: pl.Series, shape: tuple[int, ...] | None) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    if not isinstance(series.dtype, pl.List | pl.Array):
+        raise DataError(f"Column '{series.name}' holds {series.dtype}; an image column holds lists or arrays.")
+    absent = series.is_null().arg_true()
+    if len(absent):
+        raise DataError(f"Record {int(absent[0]) + 1}, column '{series.name}': there is no array. Leave such rows out.")
+    if isinstance(series.dtype, pl.Array):
+        stacked = np.array(series.to_numpy(), dtype=np.float32)
+    else:
+        rows = [np.array(row, dtype=np.float32) for row in series.to_list()]
+        wanted = shape or rows[0].shape
+        for number, row in enumerate(rows, start=1):
+            if row.shape != wanted:
+                raise DataError(
+                    f"Record {number}, column '{series.name}': the array has the shape {list(row.shape)}, but "
+                    f"{list(wanted)} is needed. Bring all arrays to one shape."
+                )
+        stacked = np.stack(rows)
+    if shape is not None and stacked.shape[1:] != shape:
+        raise DataError(
+            f"Column '{series.name}' holds arrays of shape {list(stacked.shape[1:])}; in training it was {list(shape)}."
+        )
+    if not np.isfinite(stacked).all():
+        at = int(np.nonzero(~np.isfinite(stacked.reshape(len(stacked), -1)).all(1))[0][0])
+        raise DataError(f"Record {at + 1}, column '{series.name}': the array holds NaN or infinite values.")
+    return stacked

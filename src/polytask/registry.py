@@ -45,7 +45,41 @@ SHARINGS = {
     "separate": Entry("polytask.sharing.separate:Separate", "One network a task: the single-task baseline."),
 }
 
-BALANCERS: dict[str, Entry] = {}
+BALANCERS: dict[str, Entry] = {
+    "sum": Entry("polytask.balancing.gramian.plain:Sum", "The sum of the tasks' gradients."),
+    "mean": Entry("polytask.balancing.gramian.plain:Mean", "The mean of the present tasks' gradients."),
+    "mgda": Entry(
+        "polytask.balancing.gramian.minnorm:MGDA",
+        "Multiple-gradient descent: the shortest vector in the hull of the gradients.",
+    ),
+    "cagrad": Entry(
+        "polytask.balancing.gramian.cagrad:CAGrad",
+        "The direction near the mean gradient whose worst task improves most.",
+    ),
+    "nash_mtl": Entry(
+        "polytask.balancing.gramian.barrier:NashMTL",
+        "The Nash bargaining solution: each task's weight is one over its own progress.",
+    ),
+    "fairgrad": Entry(
+        "polytask.balancing.gramian.barrier:FairGrad",
+        "The alpha-fair direction: from the plain sum of progress to the worst task's.",
+    ),
+    "upgrad": Entry(
+        "polytask.balancing.gramian.cone:UPGrad",
+        "The mean of the gradients, each first projected so that it conflicts with none.",
+    ),
+    "dualproj": Entry(
+        "polytask.balancing.gramian.cone:DualProj", "The mean gradient, projected so that it conflicts with none."
+    ),
+    "sdmgrad": Entry(
+        "polytask.balancing.gramian.minnorm:SDMGrad",
+        "Direction-oriented descent: the shortest vector in a hull moved towards the mean gradient.",
+    ),
+    "pcd": Entry(
+        "polytask.balancing.gramian.priority:PCD",
+        "Follow one task's gradient while every other task keeps a share of its progress.",
+    ),
+}
 
 SAMPLERS = {
     "proportional": Entry("polytask.data.sampling:proportional", "Each task as often as it has rows."),
@@ -170,6 +204,6 @@ def mark(thing: Any, name: str, options: Mapping[str, Any]) -> Any:
 
 
 def mark_of(thing: Any) -> dict[str, Any] | None:
-    """How an object was made: its name or import path, and plain options; None if that was not noted."""
+    """How an object was made: its key or import path, and plain options; None if nobody noted it."""
     noted: dict[str, Any] | None = getattr(thing, "_polytask_mark", None)
     return noted

@@ -75,6 +75,22 @@ class Sharing(nn.Module, ABC):
         """What the report draws: gates, stitches, relations."""
         return {}
 
+    def extract(self, task: str) -> nn.Module:
+        """A module that maps inputs to one task's features; it holds the same parameters, not copies."""
+        return _OneTask(self, task)
+
+
+class _OneTask(nn.Module):
+    """A sharing run for one task."""
+
+    def __init__(self, sharing: Sharing, task: str):
+        super().__init__()
+        self.sharing, self.task = sharing, task
+
+    def forward(self, inputs: Any) -> Tensor:
+        """The task's features."""
+        return self.sharing(inputs, (self.task,))[self.task]  # type: ignore[no-any-return]
+
 
 class NeedsExample(ShapeError):  # noqa: N818 - it is a request
     """A feature shape is unknown until an example has been seen."""

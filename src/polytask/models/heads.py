@@ -1,0 +1,89 @@
+"""Heads: from a task's features to its raw outputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polytask.errors import ShapeError
+from polytask.sharing.layers import dense_stages, vector_from
+from polytask.tasks.task import HeadSpec
+
+
+class Head(nn.Module):
+    r"""Private layers, then one affine map: raw output :math:`= s \cdot (W h(z) + b) + \mu`.
+
+    The affine map is computed in float32 under autocast as well. ``shift`` (:math:`\mu`) and ``scale``
+    (:math:`s`) are buffers; they exist only where they are not 0 and 1.
+
+    Args:
+        spec: The widths, and what the target is standardised by.
+        shape: The features' shape without the rows: ``(d,)`` or a feature map ``(c, h, w)``, which is
+            averaged over its positions.
+
+    Raises:
+        ShapeError: for other feature shapes, or a shift or scale that does not fit the outputs.
+
+    Example:
+        >>> Head(HeadSpec(outputs=3), (8,))(torch.zeros(5, 8)).shape
+        torch.Size([5, 3])
+        >>> Head(HeadSpec(), (8, 4, 4))(torch.zeros(5, 8, 4, 4)).shape
+        torch.Size([5])
+    """
+
+    shift: Tensor | None
+    scale: Tensor | None
+
+    def __init__(self, spec: HeadSpec, shape: tuple[int, ...]):
+        super().__init__()
+        pooled, width = vector_from(shape)
+        hidden = dense_stages(width, spec.hidden, dropout=spec.dropout)
+        self.layers = nn.Sequential(*pooled, *hidden)
+        self.output = nn.Linear([width, *spec.hidden][-1], 1 if spec.outputs is None else spec.outputs)
+        self.register_buffer("shift", None)
+        self.register_buffer("scale", None)
+        self.spec = spec
+        self.standardise(spec)
+
+    def standardise(self, spec: HeadSpec) -> None:
+        """Take the shift and scale of ``spec``; the weights stay as they are."""
+        device = self.output.weight.device
+        self.shift = _buffer("shift", spec.shift, 0.0, spec.outputs, device)
+        self.scale = _buffer("scale", spec.scale, 1.0, spec.outputs, device)
+        self.spec = spec
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Raw outputs ``[rows, outputs]``, or ``[rows]`` if ``outputs`` is None."""
+        hidden = self.layers(features)
+        if torch.is_autocast_enabled(hidden.device.type):
+            with torch.autocast(hidden.device.type, enabled=False):
+                return self._affine(hidden)
+        return self._affine(hidden)
+
+    def _affine(self, hidden: Tensor) -> Tensor:
+        weight = self.output.weight
+        raw = functional.linear(hidden.to(weight.dtype), weight, self.output.bias)
+        if raw.dtype in (torch.float16, torch.bfloat16):
+            raw = raw.float()
+        if self.scale is not None:
+            raw = raw * self.scale
+        if self.shift is not None:
+            raw = raw + self.shift
+        return raw.squeeze(-1) if self.spec.outputs is None else raw
+
+
+def same_layers(first: HeadSpec, second: HeadSpec) -> bool:
+    """Whether heads of two specs have the same layers, so that one can take the other's place."""
+    return (first.outputs, tuple(first.hidden), first.dropout) == (second.outputs, tuple(second.hidden), second.dropout)
+
+
+def _buffer(
+    name: str, value: tuple[float, ...] | float, neutral: float, outputs: int | None, device: torch.device
+) -> Tensor | None:
+    numbers = tuple(value) if isinstance(value, tuple | list) else (float(value),)
+    if len(numbers) not in (1, outputs or 1):
+        raise ShapeError(f"The head has {outputs or 1} outputs but its {name} has {len(numbers)} numbers.")
+    if all(number == neutral for number in numbers):
+        return None
+    return torch.tensor(numbers, dtype=torch.float32, device=device)

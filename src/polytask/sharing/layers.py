@@ -1,0 +1,112 @@
+"""Small building blocks that sharings, heads and encoders have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from polytask.errors import RecipeError, ShapeError, unknown
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+    "tanh": nn.Tanh,
+}
+NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+
+
+def activation(name: str) -> nn.Module:
+    """A new activation module by name.
+
+    Raises:
+        RecipeError: for an unknown name.
+
+    Example:
+        >>> activation("relu")
+        ReLU()
+    """
+    if name not in ACTIVATIONS:
+        raise RecipeError(unknown("activation", name, ACTIVATIONS))
+    return ACTIVATIONS[name]()
+
+
+def dense_stages(
+    in_features: int, widths: Sequence[int], *, act: str = "relu", norm: str | None = None, dropout: float = 0.0
+) -> list[nn.Sequential]:
+    """One block a width: linear, norm, activation, dropout.
+
+    Args:
+        in_features: Width of the input.
+        widths: Widths of the blocks in order.
+        act: Name of the activation.
+        norm: ``"batch"``, ``"layer"`` or None.
+        dropout: Probability that an entry is dropped, from 0 to below 1.
+
+    Raises:
+        RecipeError: for an unknown name, or a width or probability out of range.
+    """
+    check_dropout(dropout)
+    if norm is not None and norm not in NORMS:
+        raise RecipeError(unknown("norm", norm, NORMS))
+    blocks = []
+    for before, width in zip([in_features, *widths], widths, strict=False):
+        if width < 1 or before < 1:
+            raise RecipeError(f"A layer of width {min(width, before)} cannot be built; widths start at 1.")
+        parts: list[nn.Module] = [nn.Linear(before, width)]
+        parts += [NORMS[norm](width)] if norm else []
+        parts += [activation(act)]
+        parts += [nn.Dropout(dropout)] if dropout else []
+        blocks.append(nn.Sequential(*parts))
+    return blocks
+
+
+def check_dropout(dropout: float) -> None:
+    """Raise a RecipeError for a dropout probability outside of [0, 1)."""
+    if not 0 <= dropout < 1:
+        raise RecipeError(f"dropout is {dropout}; it is a probability, from 0 to below 1.")
+
+
+class GlobalPool(nn.Module):
+    """The mean over all positions of a feature map: ``[rows, c, ...]`` to ``[rows, c]``."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features ``[rows, c, ...]`` to ``[rows, c]``."""
+        return features.flatten(2).mean(2)
+
+
+def vector_from(shape: tuple[int, ...]) -> tuple[list[nn.Module], int]:
+    """What turns features of ``shape`` into one vector a row, and that vector's width.
+
+    Args:
+        shape: The shape without the rows: ``(d,)``, or ``(c, h, w)`` and ``(c, d, h, w)`` of feature maps.
+
+    Raises:
+        ShapeError: for features that are neither vectors nor feature maps.
+    """
+    if len(shape) == 1:
+        return [], shape[0]
+    if len(shape) in (3, 4):
+        return [GlobalPool()], shape[0]
+    raise ShapeError(
+        f"Heads read vectors (d,) or feature maps (channels, height, width); the encoder's features have the shape "
+        f"{shape} without the rows. Let the encoder pool or flatten them."
+    )
+
+
+def task_key(task: str) -> str:
+    """The name of a task's module: without dots, and never an attribute that modules have anyway.
+
+    Example:
+        >>> task_key("income"), task_key("a.b"), task_key("type")
+        ('income', 'a%2Eb', 'type%')
+    """
+    key = task.replace("%", "%25").replace(".", "%2E")
+    return f"{key}%" if not key or hasattr(nn.ModuleDict(), key) else key
+
+
+def per_task(modules: Mapping[str, nn.Module] | Iterable[tuple[str, nn.Module]]) -> nn.ModuleDict:
+    """Modules by task name, whatever the names are; read them with ``task_key``."""
+    return nn.ModuleDict({task_key(name): module for name, module in dict(modules).items()})

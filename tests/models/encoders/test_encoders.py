@@ -88,6 +88,34 @@ def test_tabular_missing_and_unseen_values_start_at_zero():
     assert embedding(torch.tensor([[2, 2]])).abs().min() > 0
 
 
+def test_category_gradients_add_up_over_rows():
+    embedding = Tabular(SCHEMA, embedding=3).categories
+    codes = torch.tensor([[2, 8], [2, 1], [3, 8]])
+    embedding(codes).sum().backward()
+    counts = torch.zeros(13).index_add(0, (codes + torch.tensor([0, 4])).flatten(), torch.ones(6))
+    torch.testing.assert_close(embedding.weight.grad, counts[:, None].expand(13, 3))
+
+
+def test_a_fresh_tabular_exports():
+    encoder = Tabular(SCHEMA, numbers="piecewise_linear").eval()
+    exported = torch.export.export(encoder, (INPUTS,))
+    torch.testing.assert_close(exported.module()(INPUTS), encoder(INPUTS))
+
+
+def test_tabular_under_autocast_stays_close():
+    encoder = Tabular(SCHEMA, numbers="piecewise_linear").eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = encoder(INPUTS)
+    assert rough.dtype == torch.bfloat16
+    torch.testing.assert_close(rough.float(), encoder(INPUTS), rtol=0.05, atol=0.05)
+
+
+def test_tabular_takes_no_rows():
+    empty = {name: value[:0] for name, value in INPUTS.items()}
+    for numbers in ("linear", "piecewise_linear"):
+        assert Tabular(SCHEMA, numbers=numbers)(empty).shape == (0, 128)
+
+
 def test_tabular_of_part_of_the_columns():
     only_numbers = Tabular(TableSchema(SCHEMA.numbers[1:]))
     assert only_numbers({"numbers": torch.zeros(2, 2)}).shape == (2, 128)

@@ -57,13 +57,17 @@ class CategoryEmbedding(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes ``[rows, columns]`` to ``[rows, columns * width]``."""
-        if not self._checked:
+        if not self._checked and not torch.compiler.is_compiling():
             # With the first batch only: a code that is too large would read the next column's rows.
             wrong = ((codes < 0) | (codes >= self.sizes)).any(0).nonzero().flatten().tolist()
             if wrong:
                 raise DataError(f"Category columns {wrong} hold codes outside of their vocabulary.")
             self._checked = True
-        return nn.functional.embedding(codes + self.offsets, self.weight).flatten(1)
+        rows = codes + self.offsets
+        if rows.device.type == "cpu":
+            # The same rows; its backward is three to five times as fast here.
+            return self.weight.index_select(0, rows.flatten()).view(len(rows), self.out_features)
+        return nn.functional.embedding(rows, self.weight).flatten(1)
 
 
 class Tabular(Staged):

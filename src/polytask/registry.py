@@ -46,6 +46,50 @@ SHARINGS = {
 }
 
 BALANCERS: dict[str, Entry] = {
+    "equal": Entry("polytask.balancing.loss.fixed:Equal", "The plain sum of the losses: every weight is one."),
+    "static": Entry("polytask.balancing.loss.fixed:Static", "The weights that you give, one a task."),
+    "rlw": Entry("polytask.balancing.loss.fixed:RLW", "Random loss weighting: fresh random weights in every step."),
+    "uncertainty": Entry(
+        "polytask.balancing.loss.uncertainty:Uncertainty", "Weights from a learned noise level of every task."
+    ),
+    "uw_so": Entry(
+        "polytask.balancing.loss.uncertainty:UWSO",
+        "Softmax of the inverse losses: the best noise levels in closed form, softened.",
+    ),
+    "bayesian": Entry(
+        "polytask.balancing.loss.uncertainty:Bayesian",
+        "Weights drawn from a posterior over every task's log-precision.",
+    ),
+    "learned": Entry(
+        "polytask.balancing.loss.learned:Learned", "Weights trained on the total, on a simplex with a floor."
+    ),
+    "imtl_l": Entry(
+        "polytask.balancing.loss.learned:IMTLL", "IMTL-L: learned scales that make all scaled losses equal."
+    ),
+    "gls": Entry(
+        "polytask.balancing.loss.scalarization:GLS", "Geometric loss strategy: the geometric mean of the losses."
+    ),
+    "stch": Entry(
+        "polytask.balancing.loss.scalarization:STCH",
+        "Smooth Tchebycheff scalarisation: a soft maximum of the weighted losses.",
+    ),
+    "dwa": Entry(
+        "polytask.balancing.loss.progress:DWA", "Dynamic weight average: more weight where the loss has fallen least."
+    ),
+    "igb": Entry(
+        "polytask.balancing.loss.progress:IGB",
+        "Improvable gap balancing, version 1: more weight where the loss is still near its early level.",
+    ),
+    "famo": Entry(
+        "polytask.balancing.loss.famo:FAMO",
+        "Fast adaptive multitask optimization: lower all log losses at the same rate.",
+    ),
+    "go4align": Entry(
+        "polytask.balancing.loss.go4align:GO4Align", "Group optimization for alignment: similar tasks share one weight."
+    ),
+    "gradnorm": Entry(
+        "polytask.balancing.loss.gradnorm:GradNorm", "GradNorm: equal gradient norms, larger where training lags."
+    ),
     "sum": Entry("polytask.balancing.gramian.plain:Sum", "The sum of the tasks' gradients."),
     "mean": Entry("polytask.balancing.gramian.plain:Mean", "The mean of the present tasks' gradients."),
     "mgda": Entry(
@@ -182,7 +226,7 @@ def check_options(label: str, factory: Any, options: Mapping[str, Any], given: M
             raise RecipeError(f"{label}: option '{name}' is required.")
 
 
-def build(group: str, name: str, options: Mapping[str, Any] | None = None, **given: Any) -> Any:
+def build(group: str, name: str, options: Mapping[str, Any] | None = None, /, **given: Any) -> Any:
     """Call what ``name`` names with a user's ``options`` and what the program itself has ``given``.
 
     A trailing underscore in a parameter's name (``lambda_``) is left out in recipes (``lambda``).

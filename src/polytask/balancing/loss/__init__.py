@@ -1,0 +1,1 @@
+"""Loss weightings: one weight a task, from the losses alone."""

@@ -184,20 +184,18 @@ def _read_csv(
 ) -> pl.DataFrame:
     if len(separator) != 1:
         raise DataError(f"The separator is {separator!r}; it has to be one character.")
-    first = next(_records(path, separator), None)
-    if first is None:
-        raise DataError(f"'{path}' is empty.")
+    first, skip = _start(path, header, separator)
     names = [field.strip() for field in first] if header else _names(path, first, columns)
     _check_names(names, f"The header of '{path}'" if header else "columns")
     try:
-        frame = _scan(path, header, separator, names, na).collect(engine="streaming")
+        frame = _scan(path, skip, separator, names, na).collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
-        _check_records(path, separator, len(names), header)
+        _check_records(path, separator, len(names), skip)
         raise DataError(f"'{path}' cannot be read as CSV: {_first_line(error)}.") from None
     if frame.drop_in_place(_SHORT).any():
         # A record with too few fields comes back filled with nulls, the last field always among them; so
         # does a blank line, which is no record.
-        blank = _check_records(path, separator, len(names), header)
+        blank = _check_records(path, separator, len(names), skip)
         if blank:
             frame = frame.filter(~pl.int_range(pl.len()).is_in(blank))
     if header and columns:
@@ -205,13 +203,13 @@ def _read_csv(
     return frame
 
 
-def _scan(path: Path, header: bool, separator: str, names: Sequence[str], na: Sequence[str]) -> pl.LazyFrame:
+def _scan(path: Path, skip: int, separator: str, names: Sequence[str], na: Sequence[str]) -> pl.LazyFrame:
     def read(records: int | None) -> pl.LazyFrame:
         schema: dict[str, Any] = dict.fromkeys(names, pl.String)
         scan = pl.scan_csv(
             path,
             has_header=False,
-            skip_rows=int(header),
+            skip_rows=skip,
             schema=schema,
             glob=False,
             separator=separator,
@@ -230,6 +228,18 @@ def _scan(path: Path, header: bool, separator: str, names: Sequence[str], na: Se
     sample = read(_SAMPLE).collect()
     repeating = [name for name in names if 2 * sample.get_column(name).n_unique() <= sample.height]
     return read(None).with_columns(pl.col(name).cast(pl.Categorical) for name in repeating)
+
+
+def _start(path: Path, header: bool, separator: str) -> tuple[list[str], int]:
+    """The first record or header, and how many lines lie before the first record (blank ones may)."""
+    written = ((place, record) for place, record in enumerate(_records(path, separator)) if record)
+    place, first = next(written, (0, []))
+    if not first:
+        raise DataError(f"'{path}' is empty.")
+    if header:
+        # In a single column a blank line is a missing value, so it may be the first record.
+        place = next(written, (place + 1, []))[0] if len(first) > 1 else place + 1
+    return first, place
 
 
 def _names(path: Path, first: list[str], columns: Sequence[str] | None) -> list[str]:
@@ -258,10 +268,12 @@ def _records(path: Path, separator: str) -> Iterator[list[str]]:
             raise DataError(f"'{path}' cannot be read as CSV: {error}.") from None
 
 
-def _check_records(path: Path, separator: str, width: int, header: bool) -> list[int]:
+def _check_records(path: Path, separator: str, width: int, skip: int) -> list[int]:
     """Raise for a record of another width; return where blank lines lie among the records, from 0."""
     blank: list[int] = []
-    for place, record in enumerate(_records(path, separator), start=-1 if header else 0):
+    for place, record in enumerate(_records(path, separator), start=-skip):
+        if place < 0:
+            continue
         if not record and width > 1:
             blank.append(place)
         elif len(record) != width and not (width == 1 and not record):

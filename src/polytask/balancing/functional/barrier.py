@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.linalg.lapack import dposv
 
-from polytask.balancing.functional.gramian import EPS, Array, Solved, Status, condition
+from polytask.balancing.functional.gramian import EPS, Array, Solved, Status, condition, ended
 from polytask.balancing.functional.minnorm import min_norm
 
 ROUNDS = 200
+CANCELLED = 1e-4
+"""A sum (C b)_i that is a smaller share of its terms is judged against that share: it holds fewer digits."""
 FLAT = 8 * EPS
 """Times m: a quadratic form below this share of its own terms is round-off, the rows are Pareto stationary."""
 
@@ -75,7 +77,8 @@ def fairgrad(gramian: Any, alpha: float = 2.0) -> Solved:
 
     Args:
         gramian: Inner products ``[m, m]``.
-        alpha: Fairness, above 0; larger values help the task that improves least.
+        alpha: Fairness, above 0; larger values help the task that improves least. Above about 20, with
+            norms that differ by many orders, weights leave the range of float64 (status ``inexact``).
 
     Returns:
         Weights ``[m]``. Pareto stationary points and zero rows as in ``nash_mtl``.
@@ -107,10 +110,10 @@ def _newton(cosines: Array, log_scale: Array, power: float) -> _Root:
     along the flat direction, then a Newton step in relative terms, shortened until it does not overshoot.
     """
     size = len(cosines)
-    point = np.exp(log_scale / (1.0 + power))
+    point = _start(cosines, log_scale, power)
     sizes = np.abs(cosines)
     best = _Root(point, "inexact", math.inf)
-    idle = 0
+    idle, moved = 0, math.inf
     for _ in range(ROUNDS):
         pull = np.exp(log_scale - power * np.log(point))
         image, terms = cosines @ point, sizes @ point
@@ -119,20 +122,28 @@ def _newton(cosines: Array, log_scale: Array, power: float) -> _Root:
             return _Root(point, "stationary", 0.0)
         stretch = (float(point @ pull) / form) ** (1.0 / (1.0 + power))
         point, image, pull = point * stretch, image * stretch, pull * stretch**-power
-        error = np.abs(image - pull)
-        residual = float((error / pull).max())
-        # Near a Pareto stationary point the sums in the image cancel: no better than their round-off is possible.
-        attained = bool((error <= 2 * size * EPS * (pull + stretch * terms)).all())
+        residual = float((np.abs(image - pull) / (pull + CANCELLED * stretch * terms)).max())
         idle = 0 if residual < best.residual else idle + 1
         if residual < best.residual:
-            best = _Root(point, "solved" if attained or residual <= 1e-9 else "inexact", residual)
-        if residual <= 4 * size * EPS or (attained and idle >= 2):
+            best = _Root(point, ended(residual), residual)
+        # After a step this small the quadratic convergence has reached round-off.
+        if residual <= 4 * size * EPS or (best.residual <= 1e-9 and (moved <= 1e-7 or idle >= 3)):
             break
         step = _step(cosines, point, image, pull, power)
-        if step is None or (idle >= 2 and float(np.abs(step).max()) <= 1e-6):
+        if step is None:
             break
+        moved = float(np.abs(step).max())
         point = point * (1.0 + step)
     return best
+
+
+def _start(cosines: Array, log_scale: Array, power: float) -> Array:
+    """The solution for orthogonal rows, corrected once by the sums it gives: saves one or two Newton steps."""
+    point: Array = np.exp(log_scale / (1.0 + power))
+    # For this point the pull equals the point itself.
+    ratio = point / np.maximum(cosines @ point, 0.1 * point)
+    corrected: Array = point * np.maximum(ratio, 0.1) ** (1.0 / (1.0 + power))
+    return corrected
 
 
 def _step(cosines: Array, point: Array, image: Array, pull: Array, power: float) -> Array | None:
@@ -142,7 +153,9 @@ def _step(cosines: Array, point: Array, image: Array, pull: Array, power: float)
     _, step, info = dposv(matrix, point * (pull - image))
     if info:
         return None
-    length = min(1.0, 0.9 / max(-float(step.min()), 1e-300))
+    # Close to zero the pull must stay finite, which matters for powers in the hundreds.
+    nearest = min(0.99, -math.expm1(-300.0 / power))
+    length = min(1.0, nearest / max(-float(step.min()), 1e-300))
     change = point * step
     along = cosines @ change
     slope = float(change @ (image - pull))

@@ -185,8 +185,17 @@ def _by_root(parts: Conditioned, target: Array, radius: float) -> tuple[Array, f
         return math.log(length / radius) - log_lambda
 
     high = math.log(1.0 / radius) + 1.0
-    low = high - 24.0
-    root = brentq(excess, low, high, xtol=1e-14, rtol=4 * EPS) if excess(low) > 0.0 else low
+    floor = high - 24.0
+    low = high - 3.0
+    # From above, since for the smallest lambda the length of g_w is round-off.
+    while low > floor and excess(low) <= 0.0:
+        high, low = low, low - 3.0
+    if low <= floor:
+        found = solve_lcp(parts.cosines, target[None])
+        point = found.points[0]
+        point = point * min(1.0, radius / math.sqrt(float(point @ parts.cosines @ point)))
+        return point, _root_residual(parts, target, radius, point)
+    root = brentq(excess, low, high, xtol=1e-14, rtol=4 * EPS)
     weights = min_norm(shifted(raw, math.exp(root))).weights[parts.kept]
     point = weights * parts.norms / math.exp(root)
     if len(parts.kept) == count:

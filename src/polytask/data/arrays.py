@@ -60,8 +60,8 @@ def as_source(
         >>> from polytask import registry
         >>> task = registry.build("tasks", "binary", {}, name="sold")
         >>> source = as_source({"x": [[1.0, 2.0], [3.0, 4.0]], "sold": [1, None]}, [task])
-        >>> source.take(torch.tensor([1])).targets["sold"]
-        tensor([nan])
+        >>> source.targets("sold")
+        tensor([1., nan])
     """
     if isinstance(data, Mapping) and _by_task(data, tasks):
         return [_one(as_source(data[task.name], [task], inputs, preprocessor, weight), task) for task in tasks]
@@ -164,6 +164,10 @@ def _from_arrays(
     tensors = {name: as_input(data[name]) for name in (others if inputs is None else inputs)}
     if not tensors:
         raise DataError(f"The data have targets only: {listed(data)}. They need an input as well.")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            row = int((~tensor.isfinite()).nonzero()[0][0])
+            raise DataError(f"Input '{name}' holds NaN or infinite values, the first in row {row}. Fill them first.")
     rows = {
         name: encode_weight(pl.DataFrame({key: _flat(data[key])}), key)
         for name, key in weight.items()
@@ -189,4 +193,4 @@ def _from_frame(
             f"It has: {listed(frame.columns)}."
         )
     rows = {task.name: encode_weight(frame, weight[task.name]) for task in found if task.name in weight}
-    return TensorSource(preprocessor.transform(frame), {task.name: encode_target(frame, task) for task in found}, rows)
+    return TensorSource(preprocessor.inputs(frame), {task.name: encode_target(frame, task) for task in found}, rows)

@@ -79,13 +79,12 @@ def as_input(value: Any) -> Tensor:
         except ValueError:
             raise DataError("An input has rows of different lengths. Bring them to one shape first.") from None
         if array.dtype.kind not in "fiub":
-            raise DataError(
-                f"An input holds {array.dtype}, not numbers. Encode it first, or use a table with a recipe."
-            )
-        value = torch.as_tensor(np.ascontiguousarray(array))
-    if value.dtype == torch.float64:
-        return value.float()
-    return value.long() if value.dtype in (torch.int16, torch.int32) else value
+            raise DataError(f"An input holds {array.dtype}, not numbers. Encode it first, or use a frame.")
+        value = np.ascontiguousarray(array)
+    tensor: Tensor = torch.as_tensor(value)
+    if tensor.dtype == torch.float64:
+        return tensor.float()
+    return tensor.long() if tensor.dtype in (torch.int16, torch.int32) else tensor
 
 
 def as_target(value: Any, task: Task) -> Tensor:

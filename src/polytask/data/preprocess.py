@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -43,6 +44,7 @@ class InputSpec:
         48
     """
 
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
     kind: str
     scale: str = "standard"
     missing: str = "indicate"
@@ -115,6 +117,11 @@ class TablePreprocessor:
             else:
                 arrays[name] = _arrays(series, None).shape[1:]
         return cls(TableSchema(tuple(numbers), tuple(categories), arrays))
+
+    def inputs(self, frame: pl.DataFrame) -> Any:
+        """What the model takes: the tensors of ``transform``, or the only one where the schema says so."""
+        tensors = self.transform(frame)
+        return next(iter(tensors.values())) if self.schema.single else tensors
 
     def transform(self, frame: pl.DataFrame) -> dict[str, Tensor]:
         """The inputs of rows, seen in training or not.

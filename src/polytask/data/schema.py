@@ -79,6 +79,7 @@ class TableSchema:
         numbers: Columns of the tensor ``"numbers"``.
         categories: Columns of the tensor ``"categories"``.
         arrays: Array columns (images) by name, with the shape of one row.
+        single: Whether the model takes the only tensor itself, not a dict of tensors by kind.
 
     Example:
         >>> schema = TableSchema((NumberColumn("age", 38.6, 13.1, (-1.5, 0.0, 2.0), True),), (), {})
@@ -91,6 +92,7 @@ class TableSchema:
     numbers: tuple[NumberColumn, ...] = ()
     categories: tuple[CategoryColumn, ...] = ()
     arrays: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: _NO_ARRAYS)
+    single: bool = False
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -103,6 +105,7 @@ class TableSchema:
             "numbers": [asdict(c) | {"edges": list(c.edges), "quantiles": list(c.quantiles)} for c in self.numbers],
             "categories": [{"name": c.name, "values": list(c.values)} for c in self.categories],
             "arrays": {name: list(shape) for name, shape in self.arrays.items()},
+            "single": self.single,
         }
 
     @classmethod
@@ -123,4 +126,4 @@ class TableSchema:
             raise DataError(
                 f"The stored table schema cannot be read: {error}. It was written by something else."
             ) from error
-        return cls(numbers, categories, arrays)
+        return cls(numbers, categories, arrays, bool(plain["single"]))

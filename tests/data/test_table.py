@@ -142,6 +142,8 @@ def test_pandas_frames():
         pd.DataFrame({"n": [1.5, None], "s": ["x", None], "c": pd.Categorical(["u", "v"]), "b": [True, False]})
     )
     assert frame.to_dict(as_series=False) == {"n": [1.5, None], "s": ["x", None], "c": ["u", "v"], "b": [True, False]}
+    nullable = as_frame(pd.DataFrame({"i": pd.array([1, None], "Int64"), "t": pd.array(["x", None], "string")}))
+    assert nullable.to_dict(as_series=False) == {"i": [1, None], "t": ["x", None]}
     mixed = as_frame(pd.DataFrame({"m": [1, "x", None]}))
     assert mixed["m"].to_list() == ["1", "x", None]
 

@@ -286,9 +286,12 @@ def _check_records(path: Path, separator: str, width: int, skip: int) -> list[in
 
 
 def _from_pandas(column: Any, name: str) -> pl.Series:
-    if column.dtype.kind in "fiub":
-        return pl.Series(name, column.to_numpy(), nan_to_null=True)
-    values = [None if value is None or value != value else value for value in column.tolist()]
+    plain = column.to_numpy()
+    if plain.dtype.kind in "fiub":
+        return pl.Series(name, plain, nan_to_null=True)
+    # Nullable columns, text and categories: pandas has several marks for missing values, isna knows them all.
+    gone = column.isna().tolist()
+    values = [None if absent else value for value, absent in zip(column.tolist(), gone, strict=True)]
     return pl.Series(name, values, strict=True) if _same_type(values) else pl.Series(name, list(map(_text, values)))
 
 

@@ -87,7 +87,8 @@ ARCHIVE = Archive(
     },
     terms=(
         "Census-Income (KDD), UCI Machine Learning Repository, from the Current Population Surveys of the US Census "
-        "Bureau. UCI publishes it under CC BY 4.0: name the source (doi:10.24432/C5N30T)."
+        "Bureau, 1994 and 1995. Name the source where you use it; the repository's page of the data set states its "
+        "terms."
     ),
 )
 
@@ -115,7 +116,7 @@ def load(root: str | Path | None = None) -> dict[str, pl.DataFrame]:
         DataError: if the data cannot be fetched, or files in ``root`` have other numbers of records.
 
     Reference:
-        "Census-Income (KDD)", UCI Machine Learning Repository, 2000, doi:10.24432/C5N30T.
+        "Census-Income (KDD)", UCI Machine Learning Repository, 2000.
         As a multi-task benchmark: Ma et al., "Modeling Task Relationships in Multi-task Learning with
         Multi-gate Mixture-of-Experts", KDD 2018, section 5.
     """

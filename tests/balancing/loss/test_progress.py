@@ -92,3 +92,12 @@ def test_igb_leaves_out_solved_tasks():
         method.epoch_end({"a": -1.0})
     with pytest.raises(BalancerError, match="base_epoch must be zero or more; got -1"):
         IGB(base_epoch=-1)
+
+
+def test_an_epoch_without_losses_changes_nothing():
+    for method in (ready(DWA()), ready(IGB())):
+        method.epoch_end({"a": 1.0, "b": 2.0, "c": 4.0})
+        losses = torch.tensor([0.5, 1.5, 4.0], dtype=torch.float64)
+        before = method.weigh(losses, TASKS)
+        method.epoch_end({})
+        assert torch.equal(method.weigh(losses, TASKS), before)

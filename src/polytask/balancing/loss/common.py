@@ -27,13 +27,14 @@ def present(balancer: Balancer, state: Tensor, tasks: Sequence[str], like: Tenso
     """The entries of ``state`` for ``tasks``, in the precision and on the device of ``like``."""
     if tuple(tasks) == balancer.tasks:
         return state.to(like)
-    return state[balancer.index(tasks).to(state.device)].to(like)
+    return state[balancer.index(tasks).to(state.device, torch.int64)].to(like)
 
 
 def store(balancer: Balancer, state: Tensor, tasks: Sequence[str], values: Tensor) -> None:
     """Write ``values`` into the entries of ``state`` for ``tasks``; the others stay."""
     with torch.no_grad():
-        state[balancer.index(tasks).to(state.device)] = values.to(state)
+        # An empty list of tasks has no integer type of its own.
+        state[balancer.index(tasks).to(state.device, torch.int64)] = values.to(state)
 
 
 def safe_log(losses: Tensor) -> tuple[Tensor, Tensor]:

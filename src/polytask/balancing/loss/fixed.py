@@ -33,6 +33,7 @@ class Equal(LossWeighting):
     traits: ClassVar[frozenset[str]] = frozenset(
         {"permutation_equivariant", "scale_equivariant", "identity_for_one_task"}
     )
+    needs_losses: ClassVar[bool] = False
 
     def weigh(self, losses: Tensor, tasks: Sequence[str]) -> Tensor:
         """Ones, shape ``[p]``."""
@@ -63,6 +64,7 @@ class Static(LossWeighting):
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({"scale_equivariant"})
+    needs_losses: ClassVar[bool] = False
     weights: Tensor
 
     def __init__(self, weights: Mapping[str, float] | Sequence[float]) -> None:
@@ -149,6 +151,7 @@ class RLW(LossWeighting):
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({"random", "scale_equivariant", "identity_for_one_task"})
+    needs_losses: ClassVar[bool] = False
 
     def __init__(self, distribution: str = "normal") -> None:
         super().__init__()

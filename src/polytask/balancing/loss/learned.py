@@ -46,6 +46,7 @@ class Learned(LossWeighting):
     traits: ClassVar[frozenset[str]] = frozenset(
         {"permutation_equivariant", "scale_equivariant", "identity_for_one_task", "stateful"}
     )
+    needs_losses: ClassVar[bool] = False
 
     def __init__(self, floor: float = 0.1, prefer: str = "easy") -> None:
         super().__init__()
@@ -97,7 +98,8 @@ class IMTLL(NonNegativeWeighting):
         base e.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"permutation_equivariant", "scale_equivariant", "stateful"})
+    traits: ClassVar[frozenset[str]] = frozenset({"permutation_equivariant", "stateful"})
+    needs_losses: ClassVar[bool] = False
 
     def build_state(self, count: int) -> None:
         """All scales start at one."""

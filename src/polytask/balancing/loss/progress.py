@@ -44,6 +44,7 @@ class DWA(LossWeighting):
     traits: ClassVar[frozenset[str]] = frozenset(
         {"permutation_equivariant", "scale_equivariant", "identity_for_one_task", "stateful"}
     )
+    needs_losses: ClassVar[bool] = False
     last: Tensor
     before: Tensor
 

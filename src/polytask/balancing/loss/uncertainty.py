@@ -49,7 +49,8 @@ class Uncertainty(NonNegativeWeighting):
         and Semantics", CVPR 2018, equations 7 and 10.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"permutation_equivariant", "scale_equivariant", "stateful"})
+    traits: ClassVar[frozenset[str]] = frozenset({"permutation_equivariant", "stateful"})
+    needs_losses: ClassVar[bool] = False
     factors: Tensor
 
     def __init__(self, forms: Mapping[str, str] | str | None = None) -> None:
@@ -156,7 +157,8 @@ class Bayesian(NonNegativeWeighting):
         posterior are those of Kingma and Welling, "Auto-Encoding Variational Bayes", 2014, equation 3.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"random", "scale_equivariant", "stateful"})
+    traits: ClassVar[frozenset[str]] = frozenset({"random", "stateful"})
+    needs_losses: ClassVar[bool] = False
     factors: Tensor
 
     def __init__(

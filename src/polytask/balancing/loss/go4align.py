@@ -128,10 +128,11 @@ def group_means(values: Tensor, mask: Tensor, groups: int) -> Tensor:
         best, start = (before[:, None] + costs).min(0)
         starts.append(start)
     places = torch.arange(size, device=values.device)
-    end = torch.full((), size - 1, device=values.device)
+    end = torch.full((1,), size - 1, device=values.device)
     label = torch.zeros_like(places)
     for number, start in enumerate(reversed(starts), 1):
-        begin = start[end.clamp_min(0)]
+        # An index_select: indexing by a scalar tensor would read it on the host.
+        begin = start.index_select(0, end.clamp_min(0))
         label = torch.where((places >= begin) & (places <= end), number, label)
         end = begin - 1
     sums = ordered.new_zeros(len(starts) + 1).index_add(0, label, ordered * counts)

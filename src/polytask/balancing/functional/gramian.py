@@ -133,6 +133,10 @@ def shifted(gramian: Array, amount: float) -> Array:
 
     Returns:
         Gramian ``[m, m]``.
+
+    Example:
+        >>> shifted(np.array([[1.0, 0.0], [0.0, 1.0]]), 1.0).tolist()
+        [[2.5, 1.5], [1.5, 2.5]]
     """
     onto_mean = gramian.mean(axis=1)
     cross = amount * onto_mean

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg.lapack import dposv
 
 from polytask.balancing.functional.gramian import EPS, Array, Mask
@@ -30,7 +31,7 @@ BATCHED = 32
 WIDE = 0.6
 """Share of the variables above which a support is handled through its complement."""
 ENERGY = 1e-14
-"""Accepted error of the energy x'(M x + q), where max |q| = 1: an error of 1e-7 in the projected vector."""
+"""Accepted error of the energy x'(M x + q), in units of its terms: an error of 1e-7 in the projected vector."""
 
 
 class Complementary(NamedTuple):
@@ -92,12 +93,9 @@ def _pivot(matrix: Array, offsets: Array, frozen: Mask, support: Mask, ridge: fl
     ridged = matrix + ridge * np.eye(size) if ridge else matrix
     inverse = _inverse(matrix) if count > 1 and size > SMALL and not ridge else None
     points = np.zeros((count, size))
-    done = np.zeros(count, dtype=bool)
-    left = np.arange(count)
-    fewest = np.full(count, size + 1)
-    patience = np.full(count, PATIENCE)
+    left, offset, free, support = np.arange(count), offsets, ~frozen, support.copy()
+    fewest, patience = np.full(count, size + 1), np.full(count, PATIENCE)
     for _ in range(ROUNDS):
-        offset = offsets[left]
         if inverse is not None and support.mean() > WIDE:
             point = _on_complements(matrix, inverse, offset, support)
         else:
@@ -106,36 +104,38 @@ def _pivot(matrix: Array, offsets: Array, frozen: Mask, support: Mask, ridge: fl
             break
         slack = point @ ridged + offset
         noise = (8 * size * EPS) * (1.0 + np.abs(point).sum(axis=1, keepdims=True))
-        wrong = (np.where(support, point, slack) < -noise) & ~frozen[left]
-        errors = wrong.sum(axis=1)
-        if not errors.all():
-            right = errors == 0
-            points[left[right]] = np.maximum(point[right], 0.0)
-            left, support, wrong, errors = left[~right], support[~right], wrong[~right], errors[~right]
-            fewest, patience = fewest[~right], patience[~right]
-            if not len(left):
-                break
-        better = errors < fewest
-        fewest = np.where(better, errors, fewest)
-        patience = np.where(better, PATIENCE, patience - 1)
-        stalled = patience < 0
-        if stalled.any():
-            wrong[stalled] = _last_only(wrong[stalled])
-        support = support ^ wrong
-    solved = np.ones(count, dtype=bool)
-    solved[left] = False
-    if ridge and solved.any():
-        points[solved] = _refined(matrix, ridged, offsets[solved], points[solved])
-    done[solved] = _optimal(matrix, offsets[solved], points[solved], frozen[solved])
+        wrong = (np.where(support, point, slack) < -noise) & free
+        going = wrong.any(axis=1)
+        if not going.all():
+            points[left[~going]] = np.maximum(point[~going], 0.0)
+            left, offset, free, support, wrong = left[going], offset[going], free[going], support[going], wrong[going]
+            fewest, patience = fewest[going], patience[going]
+        if not len(left):
+            break
+        support ^= _exchanged(wrong, fewest, patience)
+    done = np.ones(count, dtype=bool)
+    done[left] = False
+    if ridge and done.any():
+        points[done] = _refined(matrix, ridged, offsets[done], points[done])
+    done &= _optimal(matrix, offsets, points, frozen)
     return points, done
 
 
-def _last_only(wrong: Mask) -> Mask:
-    """Keep the last true entry of each row: Murty's rule, which cannot cycle."""
-    only = np.zeros_like(wrong)
-    last = wrong.shape[1] - 1 - np.argmax(wrong[:, ::-1], axis=1)
-    only[np.arange(len(wrong)), last] = True
-    return only
+def _exchanged(wrong: Mask, fewest: NDArray[np.intp], patience: NDArray[np.intp]) -> Mask:
+    """Which variables change sides: all wrong ones, or the last alone in a problem that has stalled.
+
+    A single exchange by a fixed order is Murty's rule, which cannot cycle. Counts the progress in place.
+    """
+    errors = wrong.sum(axis=1)
+    patience -= 1
+    patience[errors < fewest] = PATIENCE
+    np.minimum(fewest, errors, out=fewest)
+    stalled = np.flatnonzero(patience < 0)
+    if len(stalled):
+        last = wrong.shape[1] - 1 - np.argmax(wrong[stalled, ::-1], axis=1)
+        wrong[stalled] = False
+        wrong[stalled, last] = True
+    return wrong
 
 
 def _on_supports(matrix: Array, offsets: Array, support: Mask) -> Array | None:
@@ -220,7 +220,8 @@ def _optimal(matrix: Array, offsets: Array, points: Array, frozen: Mask) -> Mask
     slack = np.where(frozen, 0.0, points @ matrix + offsets)
     noise = (32 * len(matrix) * EPS) * (1.0 + points.sum(axis=1))
     feasible = slack.min(axis=1, initial=0.0) >= -noise
-    accurate = np.abs(points * slack).sum(axis=1) <= ENERGY * len(matrix)
+    moved = np.abs((points * offsets).sum(axis=1))
+    accurate = np.abs(points * slack).sum(axis=1) <= ENERGY * len(matrix) * np.maximum(moved, 1.0)
     passed: Mask = feasible & accurate
     return passed
 

@@ -68,9 +68,10 @@ def _multipliers(cosines: Array, onto_first: Array, wanted: Array) -> Solved:
     slack = onto_first - wanted
     if not (slack < 0.0).any():
         return Solved(np.zeros(len(slack)))
-    if (wanted > 0.0).any():
-        weights = min_norm(cosines).weights
-        if float(weights @ cosines @ weights) <= CONTRADICTION**2:
-            return Solved(np.zeros(len(slack)), "infeasible")
     found = solve_lcp(cosines, slack[None])
+    # Contradicting constraints have no solution, or by round-off one with huge multipliers.
+    if found.residual > 1e-9 or float(found.points.max()) * CONTRADICTION > 1.0:
+        weights = min_norm(cosines).weights
+        if (wanted > 0.0).any() and float(weights @ cosines @ weights) <= CONTRADICTION**2:
+            return Solved(np.zeros(len(slack)), "infeasible")
     return Solved(found.points[0], ended(found.residual), found.residual)

@@ -10,8 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polytask.errors import RecipeError
+
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 """Maps raw outputs ``[rows, ...]`` and labelled targets ``[rows, ...]`` to losses ``[rows]``."""
+
+UNKNOWN_WIDTH = 0
+"""``HeadSpec.outputs`` of a task whose classes have not been seen yet; no head can be built from it."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,8 @@ class HeadSpec:
     """How to build a task's head from a feature shape: plain data.
 
     Args:
-        outputs: Width of the raw output; ``None`` drops that dimension (raw output ``[rows]``).
+        outputs: Width of the raw output; ``None`` drops that dimension (raw output ``[rows]``);
+            ``UNKNOWN_WIDTH`` until the training data have shown the classes (``Task.require_known``).
         hidden: Widths of private layers between the features and the output.
         dropout: Dropout probability between the private layers.
         shift: Added to the raw output after scaling: a target's training mean. A buffer of the head.
@@ -62,11 +68,14 @@ class Metric:
         higher_is_better: Its direction.
         compute: Maps scores (what ``Task.score`` returns), targets and row weights (or None), all numpy
             and of labelled rows only, to a float; NaN where it is undefined.
+        parts: For a mean over classes or labels: the values that ``compute`` averages, NaN where one is
+            undefined and left out. ``Scores.left_out`` counts those. None for other metrics.
     """
 
     name: str
     higher_is_better: bool
     compute: Callable[[NDArray[Any], NDArray[Any], NDArray[Any] | None], float]
+    parts: Callable[[NDArray[Any], NDArray[Any], NDArray[Any] | None], NDArray[np.float64]] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class Task:
         target: How its column is encoded.
         primary: The metric that stands for the task in multi-task criteria.
         options: Plain data: ``registry.build("tasks", kind, options, name=name)`` makes this task again.
-        refit: ``(targets, weights) -> options``: options with what the training data fix filled in.
+        refit: ``(targets, weights) -> options``: the options that the training data fix, filled in.
     """
 
     name: str
@@ -100,6 +109,34 @@ class Task:
     options: Mapping[str, Any]
     refit: Callable[[Tensor, Tensor | None], Mapping[str, Any]]
 
+    @property
+    def is_known(self) -> bool:
+        """Whether a head can be built: the number of classes or labels is known."""
+        return self.head.outputs != UNKNOWN_WIDTH
+
+    def require_known(self) -> None:
+        """Check that a head can be built.
+
+        Raises:
+            RecipeError: if the classes were not given and no training data have shown them.
+        """
+        if not self.is_known:
+            raise RecipeError(
+                f"The classes of '{self.name}' are not known yet, so its head cannot be built. Fit the task to "
+                "training targets (Task.fitted, which training does), or name them when you make the task."
+            )
+
+    def with_options(self, **changes: Any) -> Task:
+        """The same task with some of its options changed, checked as if it were made anew.
+
+        Raises:
+            RecipeError: for an unknown option or a value that cannot be used.
+        """
+        from polytask import registry
+
+        task: Task = registry.build("tasks", self.kind, {**self.options, **changes}, name=self.name)
+        return task
+
     def fitted(self, targets: Tensor, weights: Tensor | None = None) -> Task:
         """The task with what the training data fix: mean and deviation, balanced class weights.
 
@@ -110,10 +147,7 @@ class Task:
         Raises:
             DataError: if no row is labelled or a label is outside the declared classes.
         """
-        from polytask import registry
-
-        task: Task = registry.build("tasks", self.kind, self.refit(targets, weights), name=self.name)
-        return task
+        return self.with_options(**self.refit(targets, weights))
 
     def labelled(self, targets: Tensor) -> Tensor:
         """Which rows have a label, bool ``[rows]``."""

@@ -1,0 +1,28 @@
+"""Task types: one function each, returning a ``Task`` with its loss, head, metrics and decoding.
+
+Example:
+    >>> from polytask import tasks
+    >>> tasks.binary("income").primary
+    'auroc'
+"""
+
+from polytask.tasks.binary import binary
+from polytask.tasks.counts import counts
+from polytask.tasks.multiclass import multiclass
+from polytask.tasks.multilabel import multilabel
+from polytask.tasks.ordinal import ordinal
+from polytask.tasks.regression import regression
+from polytask.tasks.task import HeadSpec, Metric, TargetSpec, Task
+
+__all__ = [
+    "HeadSpec",
+    "Metric",
+    "TargetSpec",
+    "Task",
+    "binary",
+    "counts",
+    "multiclass",
+    "multilabel",
+    "ordinal",
+    "regression",
+]

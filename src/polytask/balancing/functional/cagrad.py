@@ -25,11 +25,13 @@ from polytask.balancing.functional.gramian import (
     mean_products,
     shifted,
 )
-from polytask.balancing.functional.lcp import RIDGE, solve_lcp
+from polytask.balancing.functional.lcp import solve_lcp
 from polytask.balancing.functional.minnorm import min_norm
 
 ROUNDS = 40
 PATIENCE = 3
+RIDGE = 1e-13
+"""Added to the unit diagonal where rows depend on each other; its effect stays below the residual asked for."""
 STATIONARY = 1e-7
 """Rows whose hull comes this close to zero, in units of the largest row, count as Pareto stationary."""
 
@@ -166,7 +168,7 @@ def _checked(parts: Conditioned, point: Array, slack: Array, radius: float) -> t
     inside = abs(math.sqrt(max(float(point @ parts.cosines @ point), 0.0)) / radius - 1.0)
     gap = float(np.abs(np.minimum(slack, point)).max()) / radius
     residual = max(inside, gap)
-    return (point, residual) if residual <= 1e-10 * len(point) else None
+    return (point, residual) if residual <= 1e-10 else None
 
 
 def _by_root(parts: Conditioned, target: Array, radius: float) -> tuple[Array, float]:

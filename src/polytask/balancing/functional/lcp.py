@@ -4,7 +4,7 @@ For each offset q: find x >= 0 with M x + q >= 0 and x'(M x + q) = 0, which is t
 ``min x'Mx/2 + q'x`` over ``x >= 0``. Three routes, each tried only where the one before it failed:
 
 1. block principal pivoting: exchange all wrong variables at once, and one at a time when that stalls;
-2. the same with a ridge of 1e-13 on the unit diagonal, then refined: it makes dependent rows harmless;
+2. the same with a ridge of 1e-11 on the unit diagonal, then refined: it makes dependent rows harmless;
 3. an active-set method that keeps its support independent and always ends.
 
 A solution counts only once its optimality conditions were checked on M itself.
@@ -20,7 +20,7 @@ from scipy.linalg.lapack import dposv
 
 from polytask.balancing.functional.gramian import EPS, Array, Mask
 
-RIDGE = 1e-13
+RIDGE = 1e-11
 PATIENCE = 3
 """Block exchanges without progress before single exchanges (Judice and Pires use 10, Kim and Park 3)."""
 ROUNDS = 40

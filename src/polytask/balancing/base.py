@@ -61,7 +61,7 @@ class Balancer(nn.Module, ABC):
         self.generator.manual_seed(seed)
         self.build_state(len(tasks))
 
-    def build_state(self, count: int) -> None:  # noqa: B027 - most methods keep no state
+    def build_state(self, count: int) -> None:
         """Create Parameters and buffers with one entry for each of ``count`` tasks."""
 
     def index(self, tasks: Sequence[str]) -> Tensor:
@@ -71,10 +71,10 @@ class Balancer(nn.Module, ABC):
                 raise BalancerError(unknown("task", task, self.tasks))
         return torch.tensor([self.tasks.index(task) for task in tasks])
 
-    def epoch_end(self, losses: Mapping[str, float]) -> None:  # noqa: B027
+    def epoch_end(self, losses: Mapping[str, float]) -> None:
         """Called with the epoch's average training loss of every task that had one."""
 
-    def after_step(self, relook: Relook) -> None:  # noqa: B027
+    def after_step(self, relook: Relook) -> None:
         """Called after the optimizer's step."""
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -90,6 +90,9 @@ class Balancer(nn.Module, ABC):
 
 class LossWeighting(Balancer):
     """Weights from the losses alone: one ordinary backward of the weighted sum."""
+
+    needs_losses: ClassVar[bool] = True
+    """A weighting whose weights ignore the losses says False: it needs no first look at several micro-batches."""
 
     @abstractmethod
     def weigh(self, losses: Tensor, tasks: Sequence[str]) -> Tensor:

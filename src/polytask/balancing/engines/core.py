@@ -1,0 +1,233 @@
+"""What all engines have in common: the step's walk, the method's own optimizer, second looks, state."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polytask.balancing.base import Balancer
+from polytask.balancing.engines.replay import RandomState, Replay
+from polytask.balancing.types import Losses, MicroBatch, Parameters, Reduce, StepReport
+from polytask.errors import BalancerError, unknown
+
+PLACES = ("parameters", "last", "features")
+RESCALES = ("none", "mean", "sum")
+ACCUMULATES = ("exact", "micro")
+OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "rmsprop": "RMSprop"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an engine runs its method; ``engine`` documents every field."""
+
+    at: str | None
+    every: int = 1
+    rescale_to: str = "none"
+    accumulate: str = "exact"
+    reduce: Reduce | None = None
+    memory_budget: int = 2**30
+
+
+def plain_tap(features: dict[str, Tensor]) -> Mapping[str, Mapping[str, Tensor]]:
+    """The tap that changes nothing: every task reads the features themselves."""
+    return defaultdict(lambda: features)
+
+
+def own_optimizer(balancer: Balancer, given: Mapping[str, Any] | None) -> torch.optim.Optimizer | None:
+    """The optimizer of a method's learned weights; None if it learns none.
+
+    Raises:
+        BalancerError: for an unknown optimizer or option, or one that would have nothing to do.
+    """
+    learned = list(balancer.parameters())
+    if not learned:
+        if given is not None:
+            raise BalancerError(
+                f"'{type(balancer).__name__}' has no learned weights, so 'optimizer' would do nothing. Leave it out."
+            )
+        return None
+    options = {"name": "adam", "lr": 0.025, **(given or {})}
+    name = str(options.pop("name")).lower()
+    if name not in OPTIMIZERS:
+        raise BalancerError(f"optimizer: {unknown('optimizer', name, OPTIMIZERS)}")
+    # AdamW decays by default; decay would pull learned weights towards a value that means nothing.
+    options.setdefault("weight_decay", 0.0)
+    try:
+        made: torch.optim.Optimizer = getattr(torch.optim, OPTIMIZERS[name])(learned, **options)
+    except TypeError as error:
+        raise BalancerError(f"optimizer '{name}': {error}.") from error
+    return made
+
+
+class BaseEngine(ABC):
+    """Fills ``.grad`` from a step's micro-batches; subclasses say how.
+
+    Args:
+        balancer: The method, set up for its tasks.
+        parameters: Which parameters are shared, and which belong to one task.
+        options: How the method is run.
+        optimizer: Settings of the optimizer of the method's learned weights.
+    """
+
+    def __init__(
+        self, balancer: Balancer, parameters: Parameters, options: Options, optimizer: Mapping[str, Any] | None
+    ):
+        self.balancer, self.parameters, self.options = balancer, parameters, options
+        self.own = own_optimizer(balancer, optimizer)
+        self.shared = [p for p in parameters.shared_parameters() if p.requires_grad]
+        module = parameters if isinstance(parameters, nn.Module) else None
+        self.replay = Replay(module, [p.device for p in self.shared])
+        self._count = 0
+        self._kept: tuple[tuple[str, ...], Tensor] | None = None
+        self._start: RandomState | None = None
+        self._fresh = True
+
+    def backward(self, micro: Sequence[MicroBatch]) -> StepReport:
+        """Run the forwards and backwards of one step; add to ``.grad``."""
+        if not micro:
+            raise BalancerError("A step needs at least one micro-batch; got none. Skip a step without labels.")
+        for batch in micro:
+            self._check_tasks(batch.tasks)
+        if self.balancer.looks_again:
+            self._start = self.replay.state()
+        if self.options.accumulate == "micro" and len(micro) > 1:
+            return merged([self._counted([batch]) for batch in micro])
+        return self._counted(micro)
+
+    def _counted(self, micro: Sequence[MicroBatch]) -> StepReport:
+        tasks = tuple(task for task in self.balancer.tasks if any(task in batch.tasks for batch in micro))
+        due = self._count % self.options.every == 0
+        self._fresh = due or self._kept is None or self._kept[0] != tasks
+        self._count += 1
+        return self.step(micro, tasks)
+
+    @abstractmethod
+    def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
+        """One solve: all micro-batches, the present ``tasks`` in the method's order."""
+
+    def kept_weights(self, tasks: tuple[str, ...]) -> Tensor | None:
+        """The weights of an earlier step where this one reuses them."""
+        return None if self._fresh or self._kept is None else self._kept[1]
+
+    def keep(self, tasks: tuple[str, ...], weights: Tensor) -> None:
+        """Remember weights for the steps that reuse them."""
+        self._kept = (tasks, weights)
+
+    def after_step(self, micro: Sequence[MicroBatch]) -> None:
+        """Let the method look again, then step its own optimizer."""
+        if self._fresh:
+            self.balancer.after_step(lambda: self.look_again(micro))
+            if self.own is not None:
+                self.own.step()
+                self.own.zero_grad(set_to_none=True)
+
+    def look_again(self, micro: Sequence[MicroBatch]) -> dict[str, Tensor]:
+        """Losses of the same micro-batches with the present parameters, and no trace of having looked."""
+        with torch.no_grad(), self.replay.peek(self._start):
+            total = Sums()
+            for batch in micro:
+                total.add(self.check_losses(batch, batch.forward(plain_tap)))
+        tasks = tuple(task for task in self.balancer.tasks if task in total.values)
+        return dict(zip(tasks, self.reduced(total.stack(tasks)).unbind(), strict=True))
+
+    def learn(self, objective: Tensor | None) -> None:
+        """Gradients of the method's own Parameters; ``after_step`` steps them."""
+        if objective is not None and self.own is not None:
+            self.own.zero_grad(set_to_none=True)
+            objective.backward()  # type: ignore[no-untyped-call]
+
+    def reduced(self, tensor: Tensor) -> Tensor:
+        """The sum over processes."""
+        return tensor if self.options.reduce is None else self.options.reduce(tensor)
+
+    def check_losses(self, batch: MicroBatch, losses: Losses) -> Losses:
+        """Refuse losses that are not scalars or not those of the micro-batch's tasks."""
+        for task, loss in losses.tasks.items():
+            if loss.dim() != 0:
+                raise BalancerError(f"The loss of '{task}' has shape {list(loss.shape)}. Give one number a task.")
+        if set(losses.tasks) != set(batch.tasks):
+            raise BalancerError(
+                f"The micro-batch is for tasks {list(batch.tasks)}, but its losses are for {list(losses.tasks)}."
+            )
+        return losses
+
+    def _check_tasks(self, tasks: Sequence[str]) -> None:
+        for task in tasks:
+            if task not in self.balancer.tasks:
+                raise BalancerError(unknown("task", task, self.balancer.tasks))
+
+    def epoch_end(self, losses: Mapping[str, float]) -> None:
+        """Tell the method the epoch's average training losses."""
+        self.balancer.epoch_end(losses)
+
+    def describe(self) -> str:
+        """One line for the log."""
+        parts = [type(self.balancer).__name__, self.place()]
+        if self.options.every > 1:
+            parts.append(f"weights renewed every {self.options.every} steps")
+        if self.options.rescale_to != "none":
+            parts.append(f"updates rescaled to the norm of the {self.options.rescale_to} of the gradients")
+        if self.options.accumulate == "micro":
+            parts.append("solved for every micro-batch by itself")
+        return "Balancing: " + ", ".join(parts) + "."
+
+    @abstractmethod
+    def place(self) -> str:
+        """Where gradients are taken, in words."""
+
+    def state_dict(self) -> dict[str, object]:
+        """Method state, its optimizer, the count of steps and the weights in use."""
+        return {
+            "balancer": self.balancer.state_dict(),
+            "optimizer": None if self.own is None else self.own.state_dict(),
+            "count": self._count,
+            "kept_tasks": None if self._kept is None else list(self._kept[0]),
+            "kept_weights": None if self._kept is None else self._kept[1],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.balancer.load_state_dict(state["balancer"])
+        if (self.own is None) != (state["optimizer"] is None):
+            raise BalancerError("The saved balancer and this one do not both have an optimizer. Use the same recipe.")
+        if self.own is not None:
+            self.own.load_state_dict(state["optimizer"])
+        self._count = int(state["count"])
+        kept = state["kept_tasks"]
+        self._kept = None if kept is None else (tuple(kept), state["kept_weights"])
+
+
+class Sums:
+    """Adds up the micro-batches' shares of every task's loss."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+
+    def add(self, losses: Losses) -> None:
+        """Add one micro-batch's shares, detached."""
+        for task, loss in losses.tasks.items():
+            share = loss.detach()
+            self.values[task] = self.values[task] + share if task in self.values else share
+
+    def stack(self, tasks: Sequence[str]) -> Tensor:
+        """One vector in the order of ``tasks``, float32 or better."""
+        stacked = torch.stack([self.values[task] for task in tasks])
+        return stacked if stacked.dtype == torch.float64 else stacked.float()
+
+
+def merged(reports: Sequence[StepReport]) -> StepReport:
+    """One report of a step whose micro-batches were solved by themselves: losses add, weights average."""
+    losses: dict[str, Tensor] = {}
+    weights: dict[str, list[Tensor]] = {}
+    for report in reports:
+        for task, loss in report.losses.items():
+            losses[task] = losses[task] + loss if task in losses else loss
+        for task, weight in report.weights.items():
+            weights.setdefault(task, []).append(weight)
+    return StepReport(losses, {task: torch.stack(of).mean() for task, of in weights.items()})

@@ -1,0 +1,173 @@
+"""The engine at the features: one ordinary backward through the balance node."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from polytask.balancing.base import JacobianAggregator
+from polytask.balancing.engines.core import Sums, plain_tap
+from polytask.balancing.engines.gradients import GradientEngine, report, roots
+from polytask.balancing.engines.node import Combine, aliases, unreached, weighted
+from polytask.balancing.engines.rows import exact_products, products
+from polytask.balancing.types import Losses, MicroBatch, StepReport
+from polytask.errors import BalancerError
+
+
+class FeatureEngine(GradientEngine):
+    """Balances the gradients of the features z where shared computation ends.
+
+    The node's backward receives every task's dL/dz, forms the Gramian, and passes the weighted sum on. Heads
+    see ordinary gradients. With several micro-batches, a first pass forms the Gramian of the whole step.
+    """
+
+    def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
+        """Forward, and one backward in which the weights are found."""
+        kept = self.kept_weights(tasks)
+        if kept is not None:
+            return self._with(kept, micro, tasks, None)
+        if len(micro) == 1:
+            return self._one_pass(micro[0], tasks)
+        if isinstance(self.balancer, JacobianAggregator):
+            raise BalancerError(
+                f"'{type(self.balancer).__name__}' at the features works on one micro-batch a step; this one has "
+                f"{len(micro)}. Use at: parameters, or accumulate: micro."
+            )
+        gramian, total = self._first_pass(micro, tasks, products)
+        weights, found = self.decide(
+            self.reduced(gramian),
+            self.reduced(total.stack(tasks)),
+            tasks,
+            lambda: self.reduced(self._first_pass(micro, tasks, exact_products)[0]),
+        )
+        return self._with(weights, micro, tasks, found)
+
+    def _one_pass(self, batch: MicroBatch, tasks: tuple[str, ...]) -> StepReport:
+        total = Sums()
+        made: list[StepReport] = []
+
+        def combine(stacks: list[Tensor]) -> list[Tensor]:
+            values = self.reduced(total.stack(tasks))
+            if isinstance(self.balancer, JacobianAggregator):
+                made.append(report(tasks, values, None))
+                return self._aggregated(stacks, values, tasks)
+            flat = [stack.reshape(len(tasks), -1) for stack in stacks]
+            gramian = self.reduced(sum_of(products(rows) for rows in flat))
+            weights, found = self.decide(
+                gramian, values, tasks, lambda: self.reduced(sum_of(exact_products(rows) for rows in flat))
+            )
+            made.append(found)
+            return [weighted(stack, weights.to(stack.device)) for stack in stacks]
+
+        losses = self.forward(batch, combine, tasks)
+        total.add(losses)
+        torch.autograd.backward(roots(losses.tasks, losses.penalty))
+        if not made:
+            raise BalancerError(
+                "No gradient arrived at the features: the losses do not depend on what the tap returned. Feed each "
+                "head with the features of its task, or use at: parameters."
+            )
+        return made[0]
+
+    def _aggregated(self, stacks: list[Tensor], losses: Tensor, tasks: tuple[str, ...]) -> list[Tensor]:
+        assert isinstance(self.balancer, JacobianAggregator)
+        jacobian = torch.cat([stack.reshape(len(tasks), -1).float() for stack in stacks], 1)
+        direction = self.balancer.aggregate(jacobian, losses, tasks)
+        parts = torch.split(direction, [stack[0].numel() for stack in stacks])
+        return [part.view(stack.shape[1:]).to(stack.dtype) for part, stack in zip(parts, stacks, strict=True)]
+
+    def _with(
+        self, weights: Tensor, micro: Sequence[MicroBatch], tasks: tuple[str, ...], found: StepReport | None
+    ) -> StepReport:
+        """Forward and backward of every micro-batch with weights that are known."""
+        total = Sums()
+        for batch in micro:
+            chosen = weights[[tasks.index(task) for task in tasks if task in batch.tasks]]
+            losses = self.forward(batch, fixed(chosen), tasks)
+            total.add(losses)
+            torch.autograd.backward(roots(losses.tasks, losses.penalty))
+        return found or report(tasks, self.reduced(total.stack(tasks)), weights)
+
+    def _first_pass(
+        self, micro: Sequence[MicroBatch], tasks: tuple[str, ...], form: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Sums]:
+        """The step's Gramian and losses, without touching the trunk's backward.
+
+        Rows of different examples are different columns of the Jacobian, so the micro-batches' Gramians add.
+        """
+        total, gramian = Sums(), None
+        with self.replay.peek():
+            for batch in micro:
+                order = [task for task in tasks if task in batch.tasks]
+                rows, losses = self._rows(batch, order)
+                total.add(losses)
+                part = sum_of(form(stack.reshape(len(order), -1)) for stack in rows)
+                if gramian is None:
+                    gramian = part.new_zeros(len(tasks), len(tasks))
+                at = torch.tensor([tasks.index(task) for task in order], device=part.device)
+                gramian[at[:, None], at] += part
+        assert gramian is not None
+        return gramian, total
+
+    def _rows(self, batch: MicroBatch, order: list[str]) -> tuple[list[Tensor], Losses]:
+        """Every task's gradient of the features, one stack ``[p, ...]`` a feature tensor."""
+        leaves: dict[str, Tensor] = {}
+
+        def tap(features: dict[str, Tensor]) -> Mapping[str, Mapping[str, Tensor]]:
+            # The trunk ran without a graph; from here on the heads need one, down to the features.
+            torch.set_grad_enabled(True)
+            leaves.update({key: z.detach().requires_grad_() for key, z in features.items()})
+            return plain_tap(leaves)
+
+        with torch.no_grad():
+            losses = self.check_losses(batch, batch.forward(tap))
+        if not leaves:
+            check_called([])
+        by_task = []
+        for task in order:
+            grads = torch.autograd.grad(losses.tasks[task], list(leaves.values()), retain_graph=True, allow_unused=True)
+            if all(grad is None for grad in grads):
+                raise BalancerError(unreached(tuple(leaves), [task]))
+            by_task.append(
+                [torch.zeros_like(z) if g is None else g for g, z in zip(grads, leaves.values(), strict=True)]
+            )
+        return [torch.stack(column) for column in zip(*by_task, strict=True)], losses
+
+    def forward(self, batch: MicroBatch, combine: Combine, tasks: tuple[str, ...]) -> Losses:
+        """Run the model with a balance node at the tap."""
+        order = [task for task in tasks if task in batch.tasks]
+        called: list[bool] = []
+
+        def tap(features: dict[str, Tensor]) -> Mapping[str, Mapping[str, Tensor]]:
+            called.append(True)
+            return aliases(features, order, combine)
+
+        losses = self.check_losses(batch, batch.forward(tap))
+        check_called(called)
+        return losses
+
+    def place(self) -> str:
+        """In words."""
+        return "gradients of the shared features (at: features)"
+
+
+def check_called(called: list[bool]) -> None:
+    """A forward that never shows its features cannot be balanced there."""
+    if len(called) != 1:
+        raise BalancerError(
+            f"The model called the tap {len(called)} times in one forward, but balancing at the features needs "
+            "exactly one call. Use at: parameters."
+        )
+
+
+def fixed(weights: Tensor) -> Combine:
+    """Combine rows with weights that are known before the backward."""
+    return lambda stacks: [weighted(stack, weights.to(stack.device)) for stack in stacks]
+
+
+def sum_of(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of one or more tensors of one shape."""
+    return functools.reduce(torch.add, parts)

@@ -1,0 +1,156 @@
+"""What the engines of gradient methods have in common: from a Gramian on the device to weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from polytask.balancing.base import GramianWeighting
+from polytask.balancing.engines.core import BaseEngine, Sums, plain_tap
+from polytask.balancing.engines.jacobian import add_gradient
+from polytask.balancing.engines.rows import check_finite, lost_digits, on_host, symmetrised
+from polytask.balancing.types import Losses, MicroBatch, StepReport
+from polytask.errors import BalancerError
+
+
+class GradientEngine(BaseEngine):
+    """Solves the m x m problem of a step; subclasses take the gradients."""
+
+    def decide(
+        self,
+        gramian: Tensor,
+        losses: Tensor,
+        tasks: tuple[str, ...],
+        again: Callable[[], Tensor],
+        culprit: Callable[[int], str] | None = None,
+    ) -> tuple[Tensor, StepReport]:
+        """Weights from the Gramian, with one transfer from the device.
+
+        Args:
+            gramian: Of the present tasks, summed over processes, ``[p, p]``.
+            losses: Of the present tasks, summed over processes, ``[p]``.
+            tasks: Their names.
+            again: Forms the Gramian in float64, for gradients that float32 squares cannot hold.
+            culprit: Names a parameter whose gradient is not finite, for the error.
+
+        Returns:
+            Weights ``[p]``, float64 on the CPU, and the step's report.
+        """
+        assert isinstance(self.balancer, GramianWeighting)
+        products, values = on_host(gramian, losses)
+        if gramian.dtype != torch.float64 and lost_digits(products):
+            products = on_host(again())[0]
+        check_finite(products, tasks, culprit)
+        products = symmetrised(products)
+        with torch.no_grad():
+            weights = self.balancer.weigh(products, values, tasks).detach().to("cpu", torch.float64)
+        check_weights(type(self.balancer).__name__, weights, tasks)
+        weights = weights * scale(products, weights, self.options.rescale_to)
+        self.learn(self.balancer.objective(products, values, tasks))
+        self.keep(tasks, weights)
+        return weights, report(tasks, values, weights, products)
+
+    def own_parameters(self, task: str) -> list[nn.Parameter]:
+        """Trained parameters of one task alone."""
+        return [p for p in self.parameters.task_parameters(task) if p.requires_grad]
+
+    def world(self) -> Tensor:
+        """Number of processes, a tensor."""
+        return self.reduced(torch.ones((), device=self.shared[0].device))
+
+    def weighted_pass(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...], weights: Tensor) -> Tensor:
+        """Forwards and backwards with weights that are known; returns the losses ``[p]``."""
+        total = Sums()
+        for batch in micro:
+            losses = self.check_losses(batch, batch.forward(plain_tap))
+            total.add(losses)
+            self.weighted_backward(losses, tasks, weights)
+        return self.reduced(total.stack(tasks))
+
+    def weighted_backward(self, losses: Losses, tasks: tuple[str, ...], weights: Tensor) -> None:
+        """Own parameters get their task's gradient, the shared ones one weighted backward."""
+        for task in losses.tasks:
+            own = self.own_parameters(task)
+            if own:
+                add_gradients(own, gradients(losses.tasks[task], own, keep_graph=True))
+        found = {task: loss for task, loss in losses.tasks.items() if loss.requires_grad}
+        seeds = [weights[tasks.index(task)].to(loss) for task, loss in found.items()]
+        if found:
+            torch.autograd.backward(
+                list(found.values()), seeds, inputs=self.shared, retain_graph=losses.penalty is not None
+            )
+        backward_penalty(losses)
+
+
+def check_weights(method: str, weights: Tensor, tasks: Sequence[str]) -> None:
+    """Raise a BalancerError for weights of a wrong shape or that are not finite."""
+    if weights.shape != (len(tasks),):
+        raise BalancerError(
+            f"'{method}' returned weights of shape {list(weights.shape)} for {len(tasks)} present tasks. "
+            "Return one weight a task."
+        )
+    if not bool(weights.isfinite().all()):
+        found = dict(zip(tasks, weights.tolist(), strict=True))
+        raise BalancerError(f"'{method}' returned weights that are not finite: {found}.")
+
+
+def scale(gramian: Tensor, weights: Tensor, rescale_to: str) -> float:
+    """What the weights are multiplied by so that the update has the norm of the mean or sum of the gradients.
+
+    An update that is zero up to rounding stays: a Pareto stationary point has no direction.
+    """
+    if rescale_to == "none":
+        return 1.0
+    norm = update_norm(gramian, weights)
+    longest = float((weights.abs() * gramian.diagonal().clamp_min(0).sqrt()).sum())
+    if norm <= 1e-7 * longest:
+        return 1.0
+    ones = torch.ones_like(weights)
+    return update_norm(gramian, ones / len(ones) if rescale_to == "mean" else ones) / norm
+
+
+def update_norm(gramian: Tensor, weights: Tensor) -> float:
+    """Norm of the weighted sum of the gradients, from their Gramian."""
+    return float((weights @ gramian @ weights).clamp_min(0).sqrt())
+
+
+def report(
+    tasks: Sequence[str], losses: Tensor | None, weights: Tensor | None, gramian: Tensor | None = None
+) -> StepReport:
+    """A step's report from vectors in the order of ``tasks``."""
+    extras: dict[str, Tensor] = {}
+    if gramian is not None and weights is not None:
+        extras["update_norm"] = torch.tensor(update_norm(gramian, weights), dtype=torch.float64)
+    return StepReport(_named(tasks, losses), _named(tasks, weights), gramian, extras)
+
+
+def _named(tasks: Sequence[str], values: Tensor | None) -> dict[str, Tensor]:
+    return {} if values is None else dict(zip(tasks, values.unbind(), strict=True))
+
+
+def roots(losses: Mapping[str, Tensor], penalty: Tensor | None) -> list[Tensor]:
+    """What a backward of the plain sum starts from."""
+    found = [*losses.values(), *([] if penalty is None else [penalty])]
+    return [loss for loss in found if loss.requires_grad]
+
+
+def gradients(loss: Tensor, parameters: Sequence[nn.Parameter], keep_graph: bool) -> list[Tensor | None]:
+    """Gradients of one loss; None for a parameter that it does not depend on."""
+    if not loss.requires_grad:
+        return [None] * len(parameters)
+    return list(torch.autograd.grad(loss, list(parameters), retain_graph=keep_graph, allow_unused=True))
+
+
+def add_gradients(parameters: Sequence[nn.Parameter], found: Sequence[Tensor | None]) -> None:
+    """Put gradients into ``.grad``; None leaves it alone."""
+    for parameter, gradient in zip(parameters, found, strict=True):
+        if gradient is not None:
+            add_gradient(parameter, gradient)
+
+
+def backward_penalty(losses: Losses) -> None:
+    """The penalty's ordinary backward, outside of balancing."""
+    if losses.penalty is not None and losses.penalty.requires_grad:
+        torch.autograd.backward(losses.penalty)

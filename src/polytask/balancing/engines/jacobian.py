@@ -1,0 +1,112 @@
+"""The Jacobian of the tasks' losses: one preallocated buffer, written a row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from polytask.balancing.engines.rows import BLOCK, exact_products, products
+from polytask.balancing.types import Reduce
+
+
+class Jacobian:
+    """Rows of gradients with respect to some parameters.
+
+    Args:
+        parameters: Whose gradients; their order is that of the columns.
+
+    Attributes:
+        buffer: Shape ``[p, n]``, float32 or the parameters' own wider type; valid after ``start``.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]):
+        self.parameters = list(parameters)
+        self.sizes = [p.numel() for p in self.parameters]
+        first = self.parameters[0]
+        self.dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.parameters) else torch.float32
+        self.buffer = torch.empty(0, sum(self.sizes), dtype=self.dtype, device=first.device)
+        self._written: list[bool] = []
+        self._reached: list[bool] = []
+
+    def start(self, rows: int) -> None:
+        """Begin a step with ``rows`` tasks; the memory of the last step is used again."""
+        if len(self.buffer) != rows:
+            self.buffer = torch.empty(rows, sum(self.sizes), dtype=self.dtype, device=self.buffer.device)
+        self._written = [False] * rows
+        self._reached = [False] * len(self.parameters)
+
+    def add(self, row: int, gradients: Sequence[Tensor | None]) -> None:
+        """Write a task's gradients into its row, or add them to what an earlier micro-batch left there."""
+        again = self._written[row]
+        for position, (part, gradient) in enumerate(zip(self._parts(row), gradients, strict=True)):
+            if gradient is None:
+                if not again:
+                    part.zero_()
+            elif again:
+                part.add_(gradient.reshape(-1))
+            else:
+                part.copy_(gradient.reshape(-1))
+            self._reached[position] |= gradient is not None
+        self._written[row] = True
+
+    def finish(self) -> Tensor:
+        """The rows; a task that no micro-batch wrote has zeros."""
+        for row, written in enumerate(self._written):
+            if not written:
+                self.buffer[row].zero_()
+        return self.buffer
+
+    def _parts(self, row: int) -> Iterator[Tensor]:
+        return iter(torch.split(self.buffer[row], self.sizes))
+
+    def gramian(self, reduce: Reduce | None, form: Callable[[Tensor], Tensor] = products) -> Tensor:
+        """Inner products of the rows after summing them over processes, ``[p, p]``.
+
+        The Gramian of summed gradients is not the sum of Gramians, so the rows themselves travel; a block of
+        columns at a time, because this process's own rows are still needed.
+        """
+        if reduce is None:
+            return form(self.buffer)
+        total = self.buffer.new_zeros(len(self.buffer), len(self.buffer), dtype=torch.float64)
+        for block in torch.split(self.buffer, BLOCK, 1):
+            total += exact_products(reduce(block.contiguous()))
+        return total
+
+    def write(self, direction: Tensor) -> None:
+        """Put a direction ``[n]`` into ``.grad``; parameters that no task reached keep theirs."""
+        for parameter, part, reached in zip(
+            self.parameters, torch.split(direction, self.sizes), self._reached, strict=True
+        ):
+            if reached:
+                add_gradient(parameter, part.view_as(parameter))
+
+    def culprit(self, row: int) -> str:
+        """Which parameter's gradient in a row is not finite, in words."""
+        for position, (parameter, part) in enumerate(zip(self.parameters, self._parts(row), strict=True)):
+            if not bool(part.isfinite().all()):
+                return f"shared parameter number {position} of shape {list(parameter.shape)}"
+        return "its square"
+
+
+def add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
+    """Put a gradient into ``.grad``, or add it to what is there."""
+    if parameter.grad is None:
+        parameter.grad = gradient.to(parameter.dtype)
+    else:
+        parameter.grad += gradient
+
+
+def blocks_of(parameters: Sequence[nn.Parameter], rows: int, budget: int) -> list[list[nn.Parameter]]:
+    """Consecutive parameters whose Jacobian of ``rows`` rows takes at most ``budget`` bytes, or one parameter."""
+    blocks: list[list[nn.Parameter]] = []
+    size = 0
+    for parameter in parameters:
+        bytes_ = rows * parameter.numel() * max(4, parameter.element_size())
+        if not blocks or size + bytes_ > budget:
+            blocks.append([])
+            size = 0
+        blocks[-1].append(parameter)
+        size += bytes_
+    return blocks

@@ -1,0 +1,197 @@
+"""The engines over gradients of the shared parameters: the whole Jacobian, or parts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polytask.balancing.base import Balancer, JacobianAggregator
+from polytask.balancing.engines.core import Options, Sums, plain_tap
+from polytask.balancing.engines.gradients import GradientEngine, add_gradients, backward_penalty, gradients, report
+from polytask.balancing.engines.jacobian import Jacobian, blocks_of
+from polytask.balancing.engines.rows import check_finite, exact_products, products
+from polytask.balancing.types import Losses, MicroBatch, Parameters, StepReport
+
+
+class ParameterEngine(GradientEngine):
+    """Keeps every task's gradient of the shared parameters in one ``[m, n]`` buffer.
+
+    The forward and gradients of one micro-batch are over before the next begins, and each costs as many
+    trunk backwards as it has tasks: separate data sets are streamed.
+    """
+
+    def __init__(
+        self, balancer: Balancer, parameters: Parameters, options: Options, optimizer: Mapping[str, Any] | None
+    ):
+        super().__init__(balancer, parameters, options, optimizer)
+        self.jacobian = Jacobian(self.shared) if self.shared else None
+
+    def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
+        """Rows of the Jacobian, the solve, and the result in ``.grad``."""
+        kept = self.kept_weights(tasks)
+        if kept is not None:
+            return report(tasks, self.weighted_pass(micro, tasks, kept), kept)
+        assert self.jacobian is not None
+        self.jacobian.start(len(tasks))
+        total = Sums()
+        for batch in micro:
+            losses = self.check_losses(batch, batch.forward(plain_tap))
+            total.add(losses)
+            self._write_rows(losses, tasks)
+            backward_penalty(losses)
+        self.jacobian.finish()
+        values = self.reduced(total.stack(tasks))
+        if isinstance(self.balancer, JacobianAggregator):
+            return self._aggregate(self.balancer, values, tasks)
+        weights, found = self.decide(
+            self.jacobian.gramian(self.options.reduce),
+            values,
+            tasks,
+            self._jacobian_again,
+            self.jacobian.culprit,
+        )
+        rows = self.jacobian.buffer
+        self.jacobian.write(weights.to(rows) @ rows)
+        return found
+
+    def _jacobian_again(self) -> Tensor:
+        assert self.jacobian is not None
+        return self.jacobian.gramian(self.options.reduce, exact_products)
+
+    def _write_rows(self, losses: Losses, tasks: tuple[str, ...]) -> None:
+        assert self.jacobian is not None
+        present = [task for task in tasks if task in losses.tasks]
+        for position, task in enumerate(present):
+            keep_graph = position < len(present) - 1 or losses.penalty is not None
+            own = self.own_parameters(task)
+            grads = gradients(losses.tasks[task], [*self.shared, *own], keep_graph)
+            self.jacobian.add(tasks.index(task), grads[: len(self.shared)])
+            add_gradients(own, grads[len(self.shared) :])
+
+    def _aggregate(self, balancer: JacobianAggregator, losses: Tensor, tasks: tuple[str, ...]) -> StepReport:
+        assert self.jacobian is not None
+        rows = self.reduced(self.jacobian.buffer)
+        norms = torch.linalg.vector_norm(rows, dim=1)
+        check_finite(torch.diag(norms.detach().cpu()), tasks, self.jacobian.culprit)
+        with torch.no_grad():
+            direction = balancer.aggregate(rows, losses, tasks)
+        if self.options.rescale_to != "none":
+            target = rows.mean(0) if self.options.rescale_to == "mean" else rows.sum(0)
+            norm = torch.linalg.vector_norm(direction)
+            factor = torch.linalg.vector_norm(target) / torch.where(norm > 0, norm, torch.ones_like(norm))
+            direction = direction * factor
+        # Every process has the whole direction, and the loop will sum over processes.
+        self.jacobian.write(direction / self.world())
+        made = report(tasks, losses, None)
+        made.extras["update_norm"] = torch.linalg.vector_norm(direction)
+        return made
+
+    def place(self) -> str:
+        """In words."""
+        return "gradients of the shared parameters (at: parameters)"
+
+
+class PartEngine(GradientEngine):
+    """Finds the weights from a part of the gradients at a time, then does one weighted backward.
+
+    For ``at: last`` the one part is the last shared layer. For a Jacobian above the memory budget the parts
+    are consecutive parameters, and the Gramian is the sum of theirs: exact, for more backwards.
+
+    Args:
+        parts: Lists of parameters; None for the last shared layer.
+    """
+
+    def __init__(
+        self,
+        balancer: Balancer,
+        parameters: Parameters,
+        options: Options,
+        optimizer: Mapping[str, Any] | None,
+        parts: Sequence[Sequence[nn.Parameter]] | None = None,
+    ):
+        super().__init__(balancer, parameters, options, optimizer)
+        self.parts = [last_shared(parameters, self.shared)] if parts is None else [list(part) for part in parts]
+        self._last = parts is None
+
+    def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
+        """The Gramian part by part, the solve, and a weighted backward."""
+        kept = self.kept_weights(tasks)
+        if kept is not None:
+            return report(tasks, self.weighted_pass(micro, tasks, kept), kept)
+        alone = self.check_losses(micro[0], micro[0].forward(plain_tap)) if len(micro) == 1 else None
+        gramian, values = self._gramian(micro, tasks, alone, products)
+        weights, found = self.decide(
+            gramian, values, tasks, lambda: self._gramian(micro, tasks, alone, exact_products)[0]
+        )
+        if alone is not None:
+            self.weighted_backward(alone, tasks, weights)
+        else:
+            self.weighted_pass(micro, tasks, weights)
+        return found
+
+    def _gramian(
+        self,
+        micro: Sequence[MicroBatch],
+        tasks: tuple[str, ...],
+        alone: Losses | None,
+        form: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        gramian = None
+        values = torch.empty(0)
+        for part in self.parts:
+            jacobian, total = Jacobian(part), Sums()
+            jacobian.start(len(tasks))
+            with self.replay.peek():
+                for batch in micro:
+                    losses = alone or self.check_losses(batch, batch.forward(plain_tap))
+                    total.add(losses)
+                    for task in tasks:
+                        if task in losses.tasks:
+                            grads = gradients(losses.tasks[task], part, keep_graph=True)
+                            jacobian.add(tasks.index(task), grads)
+            jacobian.finish()
+            share = jacobian.gramian(self.options.reduce, form)
+            gramian = share if gramian is None else gramian + share
+            values = total.stack(tasks)
+        assert gramian is not None
+        return gramian, self.reduced(values)
+
+    def place(self) -> str:
+        """In words."""
+        if self._last:
+            return "gradients of the last shared layer (at: last)"
+        return f"gradients of the shared parameters (at: parameters), in {len(self.parts)} parts to save memory"
+
+
+def parameter_engine(
+    balancer: Balancer, parameters: Parameters, options: Options, optimizer: Mapping[str, Any] | None
+) -> GradientEngine:
+    """The engine for ``at: parameters``: the whole Jacobian if it fits the memory budget, else parts of it."""
+    shared = [p for p in parameters.shared_parameters() if p.requires_grad]
+    parts = blocks_of(shared, len(balancer.tasks), options.memory_budget)
+    if len(parts) <= 1 or isinstance(balancer, JacobianAggregator):
+        return ParameterEngine(balancer, parameters, options, optimizer)
+    return PartEngine(balancer, parameters, options, optimizer, parts)
+
+
+def last_shared(parameters: Parameters, shared: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Parameters of the last shared layer that has a weight matrix.
+
+    A model may name them itself with a method ``last_shared_parameters``. Otherwise it is the last module, in
+    the order of registration, that owns a trained shared weight of two or more dimensions.
+    """
+    named = getattr(parameters, "last_shared_parameters", None)
+    if named is not None:
+        return [p for p in named() if p.requires_grad]
+    matrices = [p for p in shared if p.dim() >= 2] or list(shared)
+    if not matrices or not isinstance(parameters, nn.Module):
+        return matrices[-1:]
+    chosen, own = matrices[-1], {id(p) for p in shared}
+    for module in parameters.modules():
+        mine = list(module.parameters(recurse=False))
+        if any(p is chosen for p in mine):
+            return [p for p in mine if id(p) in own]
+    return [chosen]

@@ -144,6 +144,22 @@ def test_pareto_stationary_takes_the_direction_nearest_to_the_mean():
     assert vector == pytest.approx([0.0, 0.25, 0.5], abs=1e-12)
 
 
+def test_root_search_falls_back_to_the_nearest_harmless_direction():
+    """Where no lambda above zero solves the problem, the search ends at its limit."""
+    rows = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.1, 1.0, 0.0], [0.0, 0.0, 2.0]])
+    parts = condition(rows @ rows.T)
+    target, size = mean_products(parts)
+    point, _ = module._by_root(parts, target, 0.5 * size)
+    raw = point / parts.norms
+    assert (raw + 0.25) @ rows == pytest.approx([0.0, 0.25, 0.5], abs=1e-9)
+    unopposed = np.eye(3)
+    parts = condition(unopposed)
+    target, size = mean_products(parts)
+    point, residual = module._by_root(parts, target, 0.5 * size)
+    assert residual <= 1e-9
+    assert point == pytest.approx(np.full(3, 1 / 6), rel=1e-9)
+
+
 def test_nearly_opposite_rows_come_close_to_the_limit():
     """The answer at the stationary point is the limit of the formula beside it."""
     rows = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.1, 1.0, 0.0], [0.0, 0.0, 2.0]])

@@ -25,11 +25,10 @@ from polytask.balancing.functional.gramian import (
     mean_products,
     shifted,
 )
-from polytask.balancing.functional.lcp import solve_lcp
+from polytask.balancing.functional.lcp import PATIENCE, exchanged, solve_lcp
 from polytask.balancing.functional.minnorm import min_norm
 
 ROUNDS = 40
-PATIENCE = 3
 RIDGE = 1e-13
 """Added to the unit diagonal where rows depend on each other; its effect stays below the residual asked for."""
 STATIONARY = 1e-7
@@ -83,9 +82,9 @@ def _multipliers(parts: Conditioned, target: Array, radius: float) -> tuple[Arra
         if nearest is not None:
             return nearest
     for ridge in (0.0, RIDGE):
-        exchanged = _exchange(parts, target, radius, ridge)
-        if exchanged is not None:
-            return exchanged
+        found = _exchange(parts, target, radius, ridge)
+        if found is not None:
+            return found
     nearest = _nearest(parts, target, radius) if whole and _stationary(parts) else None
     return nearest or _by_root(parts, target, radius)
 
@@ -109,7 +108,7 @@ def _exchange(parts: Conditioned, target: Array, radius: float, ridge: float) ->
     """Exchange violators from a first guess; None if that stalls or fails the check."""
     ridged = parts if not ridge else parts._replace(cosines=parts.cosines + ridge * np.eye(len(target)))
     support = target / parts.norms <= np.median(target / parts.norms)
-    fewest, patience = len(support) + 1, PATIENCE
+    fewest, patience = np.array([len(support) + 1]), np.array([PATIENCE])
     for _ in range(ROUNDS):
         solved = _on_support(ridged, target, radius, support)
         if solved is None:
@@ -118,14 +117,9 @@ def _exchange(parts: Conditioned, target: Array, radius: float, ridge: float) ->
         slack = parts.cosines @ point + target - level / parts.norms
         noise = _noise(point, target, level / parts.norms)
         wrong = np.where(support, point < -noise, slack < -noise)
-        errors = int(wrong.sum())
-        if errors == 0:
-            return _checked(parts, np.maximum(point, 0.0), slack, radius)
-        patience = PATIENCE if errors < fewest else patience - 1
-        fewest = min(fewest, errors)
-        if patience < 0:
-            wrong[: int(np.flatnonzero(wrong)[-1])] = False
-        support = support ^ wrong
+        if not wrong.any():
+            return _checked(parts, target, radius, np.maximum(point, 0.0), level)
+        support = support ^ exchanged(wrong[None], fewest, patience)[0]
     return None
 
 
@@ -163,11 +157,14 @@ def _on_support(parts: Conditioned, target: Array, radius: float, support: Mask)
     return point, level
 
 
-def _checked(parts: Conditioned, point: Array, slack: Array, radius: float) -> tuple[Array, float] | None:
+def _checked(
+    parts: Conditioned, target: Array, radius: float, point: Array, level: float
+) -> tuple[Array, float] | None:
     """The point and its residual, or None where it does not satisfy the optimality conditions."""
-    inside = abs(math.sqrt(max(float(point @ parts.cosines @ point), 0.0)) / radius - 1.0)
-    gap = float(np.abs(np.minimum(slack, point)).max()) / radius
-    residual = max(inside, gap)
+    image = parts.cosines @ point
+    outside = abs(math.sqrt(max(float(point @ image), 0.0)) / radius - 1.0)
+    gap = float(np.abs(np.minimum(image + target - level / parts.norms, point)).max()) / radius
+    residual = max(outside, gap)
     return (point, residual) if residual <= 1e-10 else None
 
 
@@ -193,21 +190,16 @@ def _by_root(parts: Conditioned, target: Array, radius: float) -> tuple[Array, f
     while low > floor and excess(low) <= 0.0:
         high, low = low, low - 3.0
     if low <= floor:
-        found = solve_lcp(parts.cosines, target[None])
-        point = found.points[0]
-        point = point * min(1.0, radius / math.sqrt(float(point @ parts.cosines @ point)))
+        point = solve_lcp(parts.cosines, target[None]).points[0]
+        length = math.sqrt(max(float(point @ parts.cosines @ point), 0.0))
+        point = point * (radius / length) if length > radius else point
         return point, _root_residual(parts, target, radius, point)
     root = brentq(excess, low, high, xtol=1e-14, rtol=4 * EPS)
     weights = min_norm(shifted(raw, math.exp(root))).weights[parts.kept]
     point = weights * parts.norms / math.exp(root)
-    if len(parts.kept) == count:
-        exact = _on_support(parts, target, radius, point > 0.0)
-        if exact is not None:
-            slack = parts.cosines @ exact[0] + target - exact[1] / parts.norms
-            polished = _checked(parts, exact[0], slack, radius)
-            if polished is not None:
-                return polished
-    return point, _root_residual(parts, target, radius, point)
+    exact = _on_support(parts, target, radius, point > 0.0) if len(parts.kept) == count else None
+    polished = _checked(parts, target, radius, *exact) if exact is not None else None
+    return polished or (point, _root_residual(parts, target, radius, point))
 
 
 def _root_residual(parts: Conditioned, target: Array, radius: float, point: Array) -> float:

@@ -112,7 +112,7 @@ def _pivot(matrix: Array, offsets: Array, frozen: Mask, support: Mask, ridge: fl
             fewest, patience = fewest[going], patience[going]
         if not len(left):
             break
-        support ^= _exchanged(wrong, fewest, patience)
+        support ^= exchanged(wrong, fewest, patience)
     done = np.ones(count, dtype=bool)
     done[left] = False
     if ridge and done.any():
@@ -121,7 +121,7 @@ def _pivot(matrix: Array, offsets: Array, frozen: Mask, support: Mask, ridge: fl
     return points, done
 
 
-def _exchanged(wrong: Mask, fewest: NDArray[np.intp], patience: NDArray[np.intp]) -> Mask:
+def exchanged(wrong: Mask, fewest: NDArray[np.intp], patience: NDArray[np.intp]) -> Mask:
     """Which variables change sides: all wrong ones, or the last alone in a problem that has stalled.
 
     A single exchange by a fixed order is Murty's rule, which cannot cycle. Counts the progress in place.

@@ -1,0 +1,118 @@
+"""One number for the scores of all tasks, by which epochs are compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from polytask.errors import RecipeError, listed, suggestion
+from polytask.evaluation.scores import Scores
+from polytask.tasks.metrics import mean_defined
+from polytask.tasks.task import Task
+
+MEAN_IMPROVEMENT = "mean_improvement"
+FLOOR = 0.05
+"""Least denominator of a metric of which more is better: such metrics are at most 1 and may start near 0."""
+
+
+def relative_improvement(first: float, now: float, higher_is_better: bool) -> float:
+    r"""How much better a metric is than at first, as a share of its first value; positive is better.
+
+    :math:`s\,(now - first) / d` with :math:`s = \pm 1` for the direction. The denominator d is
+    :math:`|first|`. Where higher is better it is at least 0.05, so that a metric that starts near zero, such
+    as :math:`R^2`, does not outweigh all other tasks. Where lower is better and the first value is 0, the
+    metric cannot improve: the result is 0 if it still is 0, 1 if it fell below and -1 if it rose.
+
+    Args:
+        first: Its value at the first validation.
+        now: Its value now.
+        higher_is_better: Its direction.
+
+    Returns:
+        The improvement; NaN if either value is.
+
+    Example:
+        >>> relative_improvement(2.0, 1.0, higher_is_better=False)
+        0.5
+        >>> round(relative_improvement(0.8, 0.9, higher_is_better=True), 4)
+        0.125
+    """
+    gain = now - first if higher_is_better else first - now
+    if not higher_is_better and first == 0:
+        return gain if gain == 0 or math.isnan(gain) else math.copysign(1.0, gain)
+    return gain / max(abs(first), FLOOR if higher_is_better else 0.0)
+
+
+class Criterion:
+    """One number for scores; higher is better.
+
+    ``mean_improvement`` is the mean over tasks of ``relative_improvement`` of each task's primary metric since
+    the first validation. A task whose primary metric was undefined at first is left out. A task whose primary
+    metric was defined at first and is undefined now makes the whole undefined: its model has diverged.
+
+    ``TASK`` is the primary metric of one task and ``TASK.METRIC`` any of its metrics, with the sign turned where
+    lower is better.
+
+    Args:
+        spec: ``"mean_improvement"``, ``"TASK"`` or ``"TASK.METRIC"``.
+        tasks: The tasks by name.
+
+    Raises:
+        RecipeError: for an unknown task or metric.
+
+    Example:
+        >>> from polytask.tasks import regression
+        >>> criterion = Criterion("size.mae", {"size": regression("size")})
+        >>> criterion(Scores({"size": {"mae": 2.0}}), Scores({"size": {"mae": 3.0}}))
+        -2.0
+    """
+
+    def __init__(self, spec: str, tasks: Mapping[str, Task]):
+        self.spec = spec
+        self._tasks = dict(tasks)
+        self._chosen = None if spec == MEAN_IMPROVEMENT else _chosen(spec, self._tasks)
+
+    def __call__(self, scores: Scores, first: Scores) -> float:
+        """The criterion's value.
+
+        Args:
+            scores: Of this validation.
+            first: Of the first validation.
+
+        Returns:
+            A number, higher is better; NaN if it is undefined.
+        """
+        if self._chosen is not None:
+            task, metric = self._chosen
+            value = scores[task][metric] if metric in scores.get(task, {}) else math.nan
+            return value if self._tasks[task].metrics[metric].higher_is_better else -value
+        gains = list(self._gains(scores, first))
+        return math.nan if any(math.isnan(gain) for gain in gains) else mean_defined(gains)
+
+    def _gains(self, scores: Scores, first: Scores) -> Iterable[float]:
+        for name, task in self._tasks.items():
+            start = first.get(name, {}).get(task.primary, math.nan)
+            if not math.isnan(start):
+                now = scores.get(name, {}).get(task.primary, math.nan)
+                yield relative_improvement(start, now, task.metrics[task.primary].higher_is_better)
+
+
+def _chosen(spec: str, tasks: Mapping[str, Task]) -> tuple[str, str]:
+    if spec in tasks:
+        return spec, tasks[spec].primary
+    # A task's name may hold dots itself, so the longest name that fits is tried first.
+    for name in sorted(tasks, key=len, reverse=True):
+        metric = spec.removeprefix(f"{name}.")
+        if metric != spec:
+            known = tasks[name].metrics
+            if metric not in known:
+                raise RecipeError(
+                    f"The criterion '{spec}' names no metric of '{name}', which has: {listed(known)}."
+                    f"{suggestion(metric, known)}"
+                )
+            return name, metric
+    choices = [MEAN_IMPROVEMENT, *tasks, *(f"{name}.{metric}" for name in tasks for metric in tasks[name].metrics)]
+    raise RecipeError(
+        f"Unknown criterion '{spec}'. Use {MEAN_IMPROVEMENT}, or TASK.METRIC with one of the tasks: {listed(tasks)}."
+        f"{suggestion(spec, choices)}"
+    )

@@ -133,7 +133,8 @@ def report(run: Path) -> None:
     Example:
       polytask report runs/census-1
     """
-    from polytask.reporting import RunRecord, write_report
+    from polytask.reporting import RunRecord
+    from polytask.reporting.report import write_report
 
     write_report(RunRecord.load(run / "report.json"), run / "report.html")
     click.echo(str(run / "report.html"))

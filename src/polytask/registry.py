@@ -11,9 +11,11 @@ import importlib
 import inspect
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from polytask.errors import MissingExtraError, RecipeError, suggestion, unknown
+
+T = TypeVar("T")
 
 
 class Entry(NamedTuple):
@@ -241,7 +243,7 @@ def build(group: str, name: str, options: Mapping[str, Any] | None = None, /, **
     return factory(**spelled, **{key: value for key, value in given.items() if key in known})
 
 
-def mark(thing: Any, name: str, options: Mapping[str, Any]) -> Any:
+def mark(thing: T, name: str, options: Mapping[str, Any]) -> T:
     """Note on an object how it was made, so that a bundle can make it again; returns the object."""
     object.__setattr__(thing, "_polytask_mark", {"name": name, "options": dict(options)})
     return thing

@@ -45,7 +45,8 @@ class Sampler:
         if self.chances is None:
             return np.full(len(rows), 1.0 / len(rows))
         weight = self.chances(np.asarray(rows, dtype=float), progress, known)
-        return weight / weight.sum()
+        shares: NDArray[np.float64] = weight / weight.sum()
+        return shares
 
 
 def _power(exponent: float) -> Chances:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from polytask.data.batch import map_tensors
+from polytask.data.schema import TableSchema
 from polytask.errors import RecipeError, listed, unknown
 from polytask.models.heads import Head, same_layers
 from polytask.sharing.base import NeedsExample, Sharing, Tap, identity
@@ -47,6 +48,9 @@ class MultiTaskModel(nn.Module):
         RecipeError: if there is no task, or two have one name.
         ShapeError: if heads cannot read the features.
 
+    Attributes:
+        input_schema: How frames become inputs, once the model was trained on a frame.
+
     Example:
         >>> from polytask.sharing import Hard
         >>> from polytask.tasks import binary, regression
@@ -65,6 +69,7 @@ class MultiTaskModel(nn.Module):
         self.sharing = sharing
         self._tasks = _by_name(tasks)
         self.heads = nn.ModuleDict()
+        self.input_schema: TableSchema | None = None
         self._built = False
         try:
             self.build(example)

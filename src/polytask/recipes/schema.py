@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from polytask.data.preprocess import InputSpec
 from polytask.data.table import NA
 from polytask.errors import RecipeError
 from polytask.training.settings import TrainingSettings
@@ -83,28 +84,6 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
-class InputSettings:
-    """How an input column is read; in a recipe also just its kind, such as ``age: number``.
-
-    Args:
-        kind: ``number``, ``category`` or ``image`` (a column of arrays).
-        scale: Of numbers: ``standard`` (mean 0, deviation 1), ``quantile`` (to a normal distribution), ``none``.
-        missing: Of numbers: ``indicate`` (the mean, and an extra input that says so), ``mean``, or ``error``.
-        min_count: Of categories: rarer values share the slot of unseen ones.
-        bins: Of numbers: quantile bins for piecewise-linear embeddings.
-        impute_infinite: Of numbers: treat infinite values as missing instead of raising an error.
-    """
-
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
-    kind: str | None = None
-    scale: str = "standard"
-    missing: str = "indicate"
-    min_count: int = 1
-    bins: int = 48
-    impute_infinite: bool = False
-
-
-@dataclass(frozen=True)
 class ModelSettings:
     """The network.
 
@@ -142,8 +121,8 @@ class Recipe:
         data: Where rows come from.
         tasks: For each task its ``type`` and the options of that type; ``column`` names its column if it
             is not the task's name, ``weight`` a column of row weights.
-        inputs: For each input column its kind or settings; inferred and printed if left out.
-        preprocessing: Defaults for all input columns.
+        inputs: For each input column its kind, or its kind and how it is read; inferred and printed if left out.
+        preprocessing: How columns are read that do not say it themselves, such as ``{scale: quantile}``.
         model: The network.
         balancer: A name or ``{name: ..., options}``.
         training: How to train.
@@ -153,8 +132,8 @@ class Recipe:
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
     data: DataSettings
     tasks: Mapping[str, Mapping[str, Any]]
-    inputs: Mapping[str, str | InputSettings] | None = None
-    preprocessing: InputSettings = field(default_factory=InputSettings)
+    inputs: Mapping[str, str | InputSpec] | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
     model: ModelSettings = field(default_factory=ModelSettings)
     balancer: str | Mapping[str, Any] = "equal"
     training: TrainingSettings = field(default_factory=TrainingSettings)

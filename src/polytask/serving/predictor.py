@@ -61,7 +61,7 @@ class Predictor:
             import polars as pl
 
             data = pl.DataFrame(dict(data))
-        return self.preprocessor.transform(as_frame(data))
+        return self.preprocessor.inputs(as_frame(data))
 
     @torch.inference_mode()
     def raw(self, data: Any, tasks: Sequence[str] | None = None, batch_size: int = 8192) -> dict[str, Tensor]:

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from polytask import balancing, registry
+from polytask import registry
+from polytask.balancing.engines.choose import engine as make_engine
+from polytask.balancing.making import split
 from polytask.data.mixing import Mixer
 from polytask.data.source import Source
 from polytask.errors import DataError, RecipeError, unknown
@@ -40,7 +42,9 @@ class Run:
         timings: One row an epoch: seconds, rows a second, peak memory.
         scores: Scores on the validation data of the chosen weights; None without validation data.
         path: Folder of the run, or None.
-        notes: What the log said: how balancing runs, why the run stopped, warnings.
+        notes: What the log said: how balancing runs, then warnings.
+        best_epoch: The epoch whose weights were kept, or None for the last.
+        stop_reason: Why the run stopped early, or None.
     """
 
     model: MultiTaskModel
@@ -49,6 +53,8 @@ class Run:
     scores: Scores | None
     path: Path | None
     notes: list[str] = field(default_factory=list)
+    best_epoch: int | None = None
+    stop_reason: str | None = None
 
 
 def train(
@@ -91,8 +97,8 @@ def train(
         loop.run()
         scores = loop.validate() if validation else None
     timings = next(callback for callback in loop.callbacks if isinstance(callback, TimingsFile))
-    notes = [engine_line, *([f"Stopped early: {loop.stop_reason}."] if loop.stop_reason else []), *caught]
-    return Run(model, loop.history, timings.rows, scores, path, notes)
+    best = next((callback.best_epoch for callback in loop.callbacks if isinstance(callback, BestModel)), None)
+    return Run(model, loop.history, timings.rows, scores, path, [engine_line, *caught], best, loop.stop_reason)
 
 
 def _assemble(
@@ -106,8 +112,8 @@ def _assemble(
     path: Path | None,
 ) -> tuple[Loop, str]:
     kinds = {name: task.kind for name, task in model.tasks.items()}
-    method, engine_options = balancing.split(balancer, tasks=list(model.tasks), kinds=kinds, seed=settings.seed)
-    engine = balancing.engine(
+    method, engine_options = split(balancer, tasks=list(model.tasks), kinds=kinds, seed=settings.seed)
+    engine = make_engine(
         method.to(runtime.device),
         model,
         reduce=runtime.sum,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +24,9 @@ from polytask.training.callbacks import Callback
 from polytask.training.recorder import Recorder
 from polytask.training.runtime import Runtime
 from polytask.training.settings import TrainingSettings
-from polytask.training.state import load_state, random_state, save_state, set_random_state
+from polytask.training.state import CHECKPOINT, load_state, random_state, save_state, set_random_state
 from polytask.training.step import StepBuilder
 
-CHECKPOINT = "checkpoints/last.safetensors"
 # How often several processes ask each other whether somebody wants to stop.
 ASK_EVERY = 20
 
@@ -174,9 +173,7 @@ class Loop:
             self._without_gradient = {n: p for n, p in self._without_gradient.items() if p.grad is None}
 
     def _warn_without_gradient(self) -> None:
-        if self._without_gradient:
-            import warnings
-
+        if self._without_gradient and self.step >= self.steps_per_epoch:
             names = list(self._without_gradient)
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             warnings.warn(
@@ -282,8 +279,3 @@ class Loop:
 def total_steps(settings: TrainingSettings, mixer: Mixer) -> int:
     """Length of a run in optimizer steps."""
     return settings.steps if settings.steps is not None else settings.epochs * mixer.steps_per_epoch
-
-
-def seconds_since(start: float) -> float:
-    """Seconds since a reading of ``time.perf_counter``."""
-    return time.perf_counter() - start

@@ -15,6 +15,9 @@ from torch import Tensor
 from polytask.errors import TrainingError
 from polytask.files import replacing
 
+CHECKPOINT = "checkpoints/last.safetensors"
+"""Where a run's latest checkpoint lies below its folder."""
+
 
 def flatten(value: Any, tensors: dict[str, Tensor], path: str = "state") -> Any:
     """Plain JSON data for ``value``; its tensors go into ``tensors`` under their path.

@@ -74,7 +74,7 @@ class StepBuilder:
         pieces = [piece for part in parts for piece in self._cut(part.batch)]
         selected = [self._select(piece) for piece in pieces]
         totals = self._totals(selected)
-        micro = []
+        micro: list[MicroBatch] = []
         for piece, labels in zip(pieces, selected, strict=True):
             tasks = tuple(task for task in labels if totals[task] > 0)
             if tasks:

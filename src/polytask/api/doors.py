@@ -1,0 +1,175 @@
+"""The Python door: fit, evaluate, run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from polytask.api.frames import as_sources, is_frame, read_training_frame
+from polytask.api.results import Context, finish
+from polytask.api.rundir import RunDirectory
+from polytask.api.runs import SaysHowToResume, display
+from polytask.errors import RecipeError
+from polytask.evaluation import Scores
+from polytask.evaluation import evaluate as evaluate_sources
+from polytask.models import MultiTaskModel
+from polytask.training.callbacks import Callback
+from polytask.training.fit import Run, train
+from polytask.training.runtime import Runtime
+from polytask.training.settings import OptimizerSettings, PenaltySettings, ScheduleSettings, TrainingSettings
+
+
+def fit(
+    model: MultiTaskModel,
+    train_data: Any,
+    validation: Any = None,
+    *,
+    test: Any = None,
+    balancer: Any = "equal",
+    epochs: int = 10,
+    steps: int | None = None,
+    batch_size: int = 1024,
+    batch_sizes: Mapping[str, int] | None = None,
+    accumulate: int = 1,
+    lr: float = 0.001,
+    optimizer: OptimizerSettings | str = "adamw",
+    schedule: ScheduleSettings | str = "constant",
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+    penalties: PenaltySettings | None = None,
+    input_noise: float = 0.0,
+    sampler: str | Mapping[str, Any] = "proportional",
+    select: str = "mean_improvement",
+    patience: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str | int = "32",
+    callbacks: Sequence[Callback] = (),
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: bool = True,
+) -> Run:
+    """Train a multi-task model.
+
+    Args:
+        model: The model; its heads are built from the first rows if they are not yet.
+        train_data: A dict of arrays or tensors, a polars or pandas frame, a ``Dataset`` or ``DataLoader``
+            that yields ``Batch`` or ``(inputs, targets)``, a ``Source``, or a dict of those by task.
+        validation: The same, for choosing the best epoch; None keeps the last weights.
+        test: The same; evaluated once at the end, for ``out``'s metrics and report.
+        balancer: A name, ``{"name": ..., options}`` or an instance.
+        epochs: Passes over the data; ``steps`` wins where given.
+        steps: Optimizer steps.
+        batch_size: Rows of a step, over all processes and micro-batches.
+        batch_sizes: Batch sizes of single tasks where tasks have rows of their own.
+        accumulate: Micro-batches a step is cut into; the result is the same.
+        lr: Learning rate.
+        optimizer: ``adamw``, ``adam``, ``sgd``, an import path, or settings with options.
+        schedule: ``constant``, ``cosine``, ``linear``, ``step``, ``exponential``, or settings with options.
+        weight_decay: Of the optimizer, for matrices only.
+        clip: Largest norm of the gradient.
+        penalties: L1, L2, elastic net; weights of the sharing's penalties.
+        input_noise: Deviation of the noise on floating inputs.
+        sampler: How separate sources take turns.
+        select: Criterion for the best weights, or ``last``.
+        patience: Validations without improvement until the run stops.
+        seed: Of everything random.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        precision: ``32`` or ``bf16-mixed``.
+        callbacks: Further hooks.
+        out: Folder for history, metrics, bundle, checkpoints and report; must not exist.
+        resume: Folder of a run to go on with instead.
+        progress: Whether to show the live display.
+
+    Returns:
+        The run: ``.model``, ``.history``, ``.scores`` (validation), ``.path``.
+
+    Raises:
+        DataError: if data and tasks do not fit together.
+        RecipeError: for an unknown name or option, or an ``out`` that exists.
+
+    Example:
+        >>> import torch, polytask as pt
+        >>> x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+        >>> data = {"x": x, "up": (x[:, 0] > 0).float(), "size": x.norm(dim=1)}
+        >>> tasks = [pt.tasks.binary("up"), pt.tasks.regression("size")]
+        >>> model = pt.MultiTaskModel(pt.sharing.Hard(torch.nn.Linear(3, 8)), tasks)
+        >>> run = pt.fit(model, data, epochs=2, batch_size=16, progress=False)
+        >>> [row["epoch"] for row in run.history]
+        [1, 2]
+    """
+    settings = TrainingSettings(
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        batch_sizes=dict(batch_sizes or {}),
+        accumulate=accumulate,
+        lr=lr,
+        optimizer=optimizer,
+        schedule=schedule,
+        weight_decay=weight_decay,
+        clip=clip,
+        penalties=penalties or PenaltySettings(),
+        input_noise=input_noise,
+        sampler=sampler,
+        select=select,
+        patience=patience,
+        seed=seed,
+        device=device,
+        precision=precision,
+    )
+    if out is not None and resume is not None:
+        raise RecipeError("Give either out= for a new run or resume= to go on with one, not both.")
+    if is_frame(train_data) and model.input_schema is None:
+        read_training_frame(model, train_data)
+    given = {"train": train_data, "validation": validation, "test": test}
+    sources = {part: as_sources(model, data) for part, data in given.items()}
+    directory = RunDirectory.open(resume) if resume else RunDirectory.create(out) if out else None
+    plain = {"training": dataclasses.asdict(settings), "balancer": balancer if _is_plain(balancer) else str(balancer)}
+    if directory and out:
+        directory.write_facts(seed, "polytask.fit(...)")
+    with display(progress) as shown:
+        own = [SaysHowToResume(directory.path)] if directory else []
+        run = train(
+            model,
+            sources["train"],
+            sources["validation"],
+            balancer=balancer,
+            settings=settings,
+            callbacks=[*callbacks, *shown, *own],
+            path=directory.path if directory else None,
+            resume=resume is not None,
+        )
+    if directory:
+        finish(directory, run, settings, Context("Run", plain, sources, model.input_schema))
+    return run
+
+
+def _is_plain(balancer: Any) -> bool:
+    return isinstance(balancer, str | Mapping)
+
+
+def evaluate(
+    model: MultiTaskModel, data: Any, *, batch_size: int = 8192, device: str = "auto", precision: str | int = "32"
+) -> Scores:
+    """Score a model on labelled data.
+
+    Args:
+        model: A trained model.
+        data: As for ``fit``.
+        batch_size: Rows at a time.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        precision: ``32`` or ``bf16-mixed``.
+
+    Returns:
+        Scores: ``scores["income"]["auroc"]``.
+
+    Raises:
+        DataError: if the data have no labels for any task of the model.
+    """
+    runtime = Runtime(device, str(precision))
+    sources = as_sources(model, data)
+    model.to(runtime.device)
+    return evaluate_sources(model, sources, batch_size=batch_size, device=runtime.device, autocast=runtime.autocast)

@@ -1,0 +1,88 @@
+"""What the report draws of a task's outputs, as plain lists and numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from polytask.evaluation import (
+    TaskOutputs,
+    calibration_curve,
+    confusion,
+    error_histogram,
+    precision_recall_curve,
+    roc_curve,
+)
+from polytask.tasks.task import Task
+
+SAMPLE = 400
+"""Most rows of the scatter of predicted against true values."""
+
+
+def figures(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
+    """The figures of a task, by the names that ``TaskRecord`` describes.
+
+    Example:
+        >>> import torch
+        >>> from polytask.tasks import regression
+        >>> values = np.array([1.0, 2.0])
+        >>> sorted(figures(regression("size"), TaskOutputs(torch.tensor(values), values, values, None)))
+        ['errors', 'predicted_true']
+    """
+    makers = {
+        "binary": (_confusion, _binary),
+        "multiclass": (_confusion,),
+        "ordinal": (_confusion,),
+        "multilabel": (_labels,),
+        "regression": (_values,),
+        "counts": (_values,),
+    }
+    found: dict[str, Any] = {}
+    for make in makers.get(task.kind, ()):
+        found |= make(task, outputs)
+    return found
+
+
+def _confusion(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
+    return {"confusion": {"matrix": confusion(task, outputs)[""].matrix.tolist()}}
+
+
+def _binary(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
+    arrays = (outputs.score, outputs.target, outputs.weight)
+    roc, pr, calibration = roc_curve(*arrays), precision_recall_curve(*arrays), calibration_curve(*arrays)
+    return {
+        "roc": {"x": roc.x.tolist(), "y": roc.y.tolist(), "area": roc.area},
+        "precision_recall": {"x": pr.x.tolist(), "y": pr.y.tolist(), "area": pr.area, "base": pr.base},
+        "calibration": {
+            "predicted": calibration.predicted.tolist(),
+            "observed": calibration.observed.tolist(),
+            "rows": calibration.rows.tolist(),
+            "error": calibration.error,
+        },
+    }
+
+
+def _labels(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
+    rows = []
+    for at, (name, found) in enumerate(confusion(task, outputs).items()):
+        known = ~np.isnan(outputs.target[:, at])
+        weight = None if outputs.weight is None else outputs.weight[known]
+        area = roc_curve(outputs.score[known, at], outputs.target[known, at], weight).area
+        rates = found.per_class()[1]
+        chosen = {"precision": rates["ppv"], "recall": rates["tpr"], "f1": rates["f1"]}
+        rows.append({"label": name, "support": rates["support"], **chosen, "auroc": area})
+    return {"labels": rows}
+
+
+def _values(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
+    score, target = (np.asarray(values).reshape(len(outputs), -1) for values in (outputs.score, outputs.target))
+    if score.shape[1] > 1:
+        # Several values of different units do not share one axis; their errors are in the table of scores.
+        return {}
+    errors = error_histogram(score[:, 0], target[:, 0], outputs.weight)
+    stride = -(-len(outputs) // SAMPLE)
+    return {
+        "errors": {"edges": errors.edges.tolist(), "counts": errors.counts.tolist()},
+        "predicted_true": {"true": target[::stride, 0].tolist(), "predicted": score[::stride, 0].tolist()},
+    }

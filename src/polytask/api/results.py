@@ -1,0 +1,171 @@
+"""What a finished run leaves: scores, bundle, record and report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from polytask.api.figures import figures
+from polytask.api.rundir import METRICS, RunDirectory
+from polytask.data.schema import TableSchema
+from polytask.data.source import Source
+from polytask.evaluation import Scores, TaskOutputs, collect, score_outputs
+from polytask.models import MultiTaskModel
+from polytask.reporting import (
+    ColumnRecord,
+    DataSummary,
+    ModelPart,
+    ModelSummary,
+    RunRecord,
+    TaskRecord,
+    Timings,
+)
+from polytask.reporting.report import write_report
+from polytask.serving import write_bundle
+from polytask.training.fit import Run
+from polytask.training.runtime import Runtime
+from polytask.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Context:
+    """What results need to know beside the run.
+
+    Args:
+        title: Heading of the report.
+        recipe: The resolved recipe as plain data; the settings for a run from Python.
+        sources: Sources by part.
+        schema: How a table's columns became inputs, or None.
+        columns: The input columns.
+        notes: What was inferred.
+        skipped: Rows without any label.
+        reference: Values to show beside ours: task -> label -> metric -> value.
+    """
+
+    title: str
+    recipe: Mapping[str, Any]
+    sources: Mapping[str, Sequence[Source]]
+    schema: TableSchema | None = None
+    columns: tuple[ColumnRecord, ...] = ()
+    notes: tuple[str, ...] = ()
+    skipped: int = 0
+    reference: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+
+
+def finish(directory: RunDirectory, run: Run, settings: TrainingSettings, context: Context) -> dict[str, Scores]:
+    """Score every part once, and write metrics, bundle, record and report.
+
+    The test rows are read here for the first time.
+    """
+    runtime = Runtime(settings.device, str(settings.precision))
+    outputs = {
+        part: _outputs(run.model, sources, settings, runtime)
+        for part, sources in context.sources.items()
+        if part != "train" and sources
+    }
+    scores = {part: _scores(run.model, context.sources[part], found) for part, found in outputs.items()}
+    if not runtime.is_main:
+        return scores
+    directory.write_json(METRICS, {part: found.to_dict() for part, found in scores.items()})
+    example = context.sources["train"][0].example
+    write_bundle(
+        run.model, directory.path / "bundle", example=example, schema=context.schema, recipe=dict(context.recipe)
+    )
+    record = _record(directory, run, context, outputs, scores, settings, runtime)
+    record.save(directory.path / "report.json")
+    write_report(record, directory.path / "report.html")
+    return scores
+
+
+def _outputs(
+    model: MultiTaskModel, sources: Sequence[Source], settings: TrainingSettings, runtime: Runtime
+) -> dict[str, TaskOutputs]:
+    return collect(
+        model,
+        sources,
+        batch_size=settings.evaluation_batch_size,
+        device=runtime.device,
+        autocast=runtime.autocast,
+    )
+
+
+def _scores(model: MultiTaskModel, sources: Sequence[Source], outputs: Mapping[str, TaskOutputs]) -> Scores:
+    offered = [name for name in model.tasks if any(name in source.tasks for source in sources)]
+    scored = {name: score_outputs(model.tasks[name], outputs.get(name)) for name in offered}
+    counts = {name: len(outputs[name]) if name in outputs else 0 for name in offered}
+    return Scores({name: of for name, (of, _) in scored.items()}, counts, {n: lost for n, (_, lost) in scored.items()})
+
+
+def _record(
+    directory: RunDirectory,
+    run: Run,
+    context: Context,
+    outputs: Mapping[str, Mapping[str, TaskOutputs]],
+    scores: Mapping[str, Scores],
+    settings: TrainingSettings,
+    runtime: Runtime,
+) -> RunRecord:
+    facts = directory.facts()
+    shown = "test" if "test" in outputs else "validation" if "validation" in outputs else None
+    return RunRecord(
+        title=context.title,
+        recipe=context.recipe,
+        versions=facts["versions"],
+        seed=settings.seed,
+        command=facts["command"],
+        tasks=tuple(_task_record(run, name, context, outputs.get(shown or "", {}), scores) for name in run.model.tasks),
+        epochs=tuple(run.history),
+        balancing=tuple(directory.balancing_rows()),
+        balancer=run.notes[0] if run.notes else "",
+        best_epoch=run.best_epoch,
+        stop_reason=run.stop_reason or "",
+        data=DataSummary(
+            sizes={part: sum(map(len, sources)) for part, sources in context.sources.items() if sources},
+            columns=context.columns,
+            skipped=context.skipped,
+            notes=context.notes,
+        ),
+        model=_model_summary(run.model),
+        timings=_timings(run, runtime),
+        warnings=tuple(run.notes[1:]),
+    )
+
+
+def _task_record(
+    run: Run,
+    name: str,
+    context: Context,
+    outputs: Mapping[str, TaskOutputs],
+    scores: Mapping[str, Scores],
+) -> TaskRecord:
+    task = run.model.tasks[name]
+    found = outputs.get(name)
+    return TaskRecord(
+        name=name,
+        kind=task.kind,
+        primary=task.primary,
+        directions={key: metric.higher_is_better for key, metric in task.metrics.items()},
+        classes=tuple(task.target.classes or ()),
+        scores={part: dict(of[name]) for part, of in scores.items() if name in of},
+        reference=context.reference.get(name, {}),
+        labelled={part: of.counts[name] for part, of in scores.items() if name in of},
+        figures=figures(task, found) if found is not None else {},
+    )
+
+
+def _model_summary(model: MultiTaskModel) -> ModelSummary:
+    parts = tuple(ModelPart(part.name, part.owner, part.parameters) for part in model.summary())
+    encoder = type(getattr(model.sharing, "encoder", model.sharing)).__name__
+    return ModelSummary(parts, f"{encoder} with sharing '{type(model.sharing).__name__}'")
+
+
+def _timings(run: Run, runtime: Runtime) -> Timings:
+    rows = run.timings
+    seconds = sum(row["seconds"] for row in rows)
+    return Timings(
+        seconds=seconds,
+        rows_per_second=sum(row["rows_per_second"] * row["seconds"] for row in rows) / seconds if seconds else None,
+        peak_memory_bytes=max((row["peak_memory_bytes"] for row in rows), default=None),
+        device=str(runtime.device),
+    )

@@ -1,0 +1,150 @@
+"""A recipe's data -> sheets of rows, and which rows are for training, validation and test."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from polytask import registry
+from polytask.data.split import Rows, held_out_tenth, split_by, split_rows
+from polytask.data.table import column_of, read_table
+from polytask.errors import DataError, RecipeError, unknown
+from polytask.recipes.schema import DataSettings, Recipe, SplitSettings
+
+
+@dataclass
+class Sheet:
+    """The rows of one file. They are encoded as a whole, so that errors name records of the file.
+
+    Args:
+        name: What errors call it.
+        frame: Its rows.
+        parts: Row numbers of ``train``, ``validation`` or ``test``; None stands for all rows.
+    """
+
+    name: str
+    frame: pl.DataFrame
+    parts: dict[str, Rows | None]
+
+    def rows(self, part: str) -> pl.DataFrame:
+        """The rows of one part."""
+        chosen = self.parts[part]
+        return self.frame if chosen is None else self.frame[chosen]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tasks that share rows, and those rows.
+
+    Args:
+        tasks: Names of the tasks.
+        sheets: Files with their rows; exactly one has the training rows.
+        weight: Column of row weights for all of them, or by task.
+    """
+
+    tasks: tuple[str, ...]
+    sheets: list[Sheet]
+    weight: str | Mapping[str, str] | None
+
+    @property
+    def training(self) -> Sheet:
+        """The file with the training rows."""
+        return next(sheet for sheet in self.sheets if "train" in sheet.parts)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """All rows, and what the data set itself says about its columns.
+
+    Args:
+        groups: One group where tasks share rows, else one a task.
+        inputs: Kinds of input columns as a built-in data set states them, or None.
+        split_columns: Columns that only said which part a row belongs to.
+    """
+
+    groups: tuple[Group, ...]
+    inputs: Mapping[str, str] | None
+    split_columns: frozenset[str]
+
+
+def load_frames(recipe: Recipe) -> Loaded:
+    """Read and divide the rows of a recipe.
+
+    Raises:
+        DataError: if a file is missing or a part would be empty.
+        RecipeError: if ``data.tables`` and ``tasks`` do not name the same tasks.
+    """
+    settings, tasks = recipe.data, tuple(recipe.tasks)
+    if settings.tables is None:
+        sheets, inputs = _read(settings, recipe)
+        by = frozenset({settings.split.by} if settings.split.by else ())
+        return Loaded((Group(tasks, sheets, settings.weight),), inputs, by)
+    for name in settings.tables:
+        if name not in tasks:
+            raise RecipeError(f"data.tables: {unknown('task', name, tasks)}")
+    for name in tasks:
+        if name not in settings.tables:
+            raise RecipeError(f"Task '{name}' has no table. data.tables has: {', '.join(settings.tables)}.")
+    tables = {task: settings.tables[task] for task in tasks}
+    groups = tuple(Group((task,), _read(s, recipe)[0], s.weight or settings.weight) for task, s in tables.items())
+    return Loaded(groups, None, frozenset(s.split.by for s in tables.values() if s.split.by))
+
+
+def _read(settings: DataSettings, recipe: Recipe) -> tuple[list[Sheet], Mapping[str, str] | None]:
+    if settings.dataset is not None:
+        load = registry.get("datasets", settings.dataset)
+        frames = registry.build("datasets", settings.dataset, {"root": settings.root} if settings.root else {})
+        sheets = [Sheet(f"{settings.dataset} ({part})", frame, {part: None}) for part, frame in frames.items()]
+        # A data set's module may say in RECIPE how its columns are read.
+        known: dict[str, Any] = getattr(sys.modules[load.__module__], "RECIPE", {})
+        tenth = settings.split == SplitSettings()
+        return _hold_out(sheets, settings, recipe, tenth=tenth), known.get("inputs")
+    if settings.table is not None:
+        frame = _file(settings, settings.table)
+        return [Sheet(settings.table, frame, _divide(frame, settings, recipe))], None
+    named = {"train": settings.train, "validation": settings.validation, "test": settings.test}
+    sheets = [Sheet(path, _file(settings, path), {part: None}) for part, path in named.items() if path is not None]
+    return _hold_out(sheets, settings, recipe), None
+
+
+def _file(settings: DataSettings, path: str) -> pl.DataFrame:
+    return read_table(path, header=settings.header, separator=settings.separator, na=tuple(settings.na))
+
+
+def _divide(frame: pl.DataFrame, settings: DataSettings, recipe: Recipe) -> dict[str, Rows | None]:
+    split = settings.split
+    if split.by is not None:
+        return dict(split_by(column_of(frame, split.by, "column to split by")))
+    stratify = _stratify(frame, settings, recipe)
+    return dict(
+        split_rows(frame.height, validation=split.validation, test=split.test, seed=split.seed, stratify=stratify)
+    )
+
+
+def _hold_out(sheets: list[Sheet], settings: DataSettings, recipe: Recipe, tenth: bool = False) -> list[Sheet]:
+    """Take validation rows out of the training rows where there are none yet."""
+    split = settings.split
+    if not split.validation or any("validation" in sheet.parts for sheet in sheets):
+        return sheets
+    train = next(sheet for sheet in sheets if "train" in sheet.parts)
+    if tenth:
+        train.parts = dict(held_out_tenth(train.frame.height))
+    else:
+        stratify = _stratify(train.frame, settings, recipe)
+        rows = split_rows(train.frame.height, validation=split.validation, seed=split.seed, stratify=stratify)
+        train.parts = dict(rows)
+    return sheets
+
+
+def _stratify(frame: pl.DataFrame, settings: DataSettings, recipe: Recipe) -> pl.Series | None:
+    name = settings.split.stratify
+    if name is None:
+        return None
+    column = recipe.tasks[name].get("column", name) if name in recipe.tasks else name
+    if not isinstance(column, str):
+        raise DataError(f"data.split.stratify: task '{name}' has several columns; name one of them instead.")
+    return column_of(frame, column, "column to stratify by")

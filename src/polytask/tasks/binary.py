@@ -73,9 +73,7 @@ def binary(
         "label_smoothing": label_smoothing,
         "class_weights": checks.plain_weights(class_weights),
         "focal_gamma": focal_gamma,
-        "hidden": list(hidden),
-        "dropout": dropout,
-        "metrics": None if metrics is None else list(metrics),
+        **checks.shared_options(name, hidden, dropout, metrics),
         "positive_share": positive_share,
     }
     weights = (1.0, 1.0)
@@ -89,7 +87,7 @@ def binary(
         name=name,
         kind="binary",
         loss=BinaryLoss(weights, float(label_smoothing), focal_gamma),
-        head=checks.head_spec(name, None, hidden, dropout),
+        head=checks.head_spec(None, hidden, dropout),
         metrics=chosen,
         score=logistic_scores,
         decode=DecodeBinary(names),

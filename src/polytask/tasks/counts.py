@@ -50,9 +50,7 @@ def counts(
     if mean is not None:
         checks.check_number(name, "mean", mean, "None or a positive number", lambda v: v > 0)
     options = {
-        "hidden": list(hidden),
-        "dropout": dropout,
-        "metrics": None if metrics is None else list(metrics),
+        **checks.shared_options(name, hidden, dropout, metrics),
         "mean": mean,
     }
     chosen, primary = checks.pick_metrics(name, COUNTS, COUNTS_DEFAULT, metrics)
@@ -60,7 +58,7 @@ def counts(
         name=name,
         kind="counts",
         loss=PoissonLoss(),
-        head=checks.shifted(checks.head_spec(name, None, hidden, dropout), 0.0 if mean is None else math.log(mean)),
+        head=checks.shifted(checks.head_spec(None, hidden, dropout), 0.0 if mean is None else math.log(mean)),
         metrics=chosen,
         score=rate_scores,
         decode=decode_rates,

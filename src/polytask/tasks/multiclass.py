@@ -74,9 +74,7 @@ def multiclass(
         "class_weights": checks.plain_weights(class_weights),
         "focal_gamma": focal_gamma,
         "soft_labels": soft_labels if isinstance(soft_labels, bool) else list(columns),
-        "hidden": list(hidden),
-        "dropout": dropout,
-        "metrics": None if metrics is None else list(metrics),
+        **checks.shared_options(name, hidden, dropout, metrics),
         "class_shares": None if shares is None else list(shares),
     }
     balanced = _balanced(shares) if class_weights == "balanced" and shares else None
@@ -85,7 +83,7 @@ def multiclass(
         name=name,
         kind="multiclass",
         loss=MulticlassLoss(fixed or balanced, float(label_smoothing), focal_gamma),
-        head=checks.head_spec(name, UNKNOWN_WIDTH if names is None else len(names), hidden, dropout),
+        head=checks.head_spec(UNKNOWN_WIDTH if names is None else len(names), hidden, dropout),
         metrics=chosen,
         score=softmax_scores,
         decode=DecodeClasses(None if isinstance(classes, int) else names),
@@ -99,8 +97,10 @@ def multiclass(
 def _columns(name: str, soft_labels: bool | Sequence[str]) -> tuple[str, ...]:
     if isinstance(soft_labels, bool):
         return ()
-    if isinstance(soft_labels, str) or len(soft_labels) < 2:
-        raise checks.bad_option(name, "soft_labels", soft_labels, "True, False or a list of two or more columns")
+    wanted = "True, False or a list of two or more columns"
+    checks.check_list(name, "soft_labels", soft_labels, wanted)
+    if len(soft_labels) < 2:
+        raise checks.bad_option(name, "soft_labels", soft_labels, wanted)
     return tuple(str(column) for column in soft_labels)
 
 

@@ -58,8 +58,7 @@ def multilabel(
     """
     if focal_gamma is not None:
         checks.check_number(name, "focal_gamma", focal_gamma, "None or a number of at least 0", lambda v: v >= 0)
-    if isinstance(columns, str):
-        raise checks.bad_option(name, "columns", columns, "a list of columns, one a label")
+    checks.check_list(name, "columns", columns, "a list of columns, one a label")
     classes = list(columns) if classes is None and columns else classes
     names = checks.class_names(name, "classes", classes, 1)
     if columns and names is not None and len(columns) != len(names):
@@ -71,9 +70,7 @@ def multilabel(
         "columns": list(columns),
         "positive_weights": checks.plain_weights(positive_weights),
         "focal_gamma": focal_gamma,
-        "hidden": list(hidden),
-        "dropout": dropout,
-        "metrics": None if metrics is None else list(metrics),
+        **checks.shared_options(name, hidden, dropout, metrics),
         "positive_shares": None if shares is None else list(shares),
     }
     balanced = _balanced(shares) if positive_weights == "balanced" and shares else None
@@ -82,7 +79,7 @@ def multilabel(
         name=name,
         kind="multilabel",
         loss=MultilabelLoss(fixed or balanced, focal_gamma),
-        head=checks.head_spec(name, UNKNOWN_WIDTH if names is None else len(names), hidden, dropout),
+        head=checks.head_spec(UNKNOWN_WIDTH if names is None else len(names), hidden, dropout),
         metrics=chosen,
         score=logistic_scores,
         decode=DecodeLabels(names or ()),

@@ -78,13 +78,26 @@ def check_count(name: str, option: str, value: Any, least: int) -> None:
         raise bad_option(name, option, value, f"a whole number of at least {least}")
 
 
-def head_spec(name: str, outputs: int | None, hidden: Sequence[int], dropout: float) -> HeadSpec:
-    """A HeadSpec of checked options."""
-    if isinstance(hidden, str) or not isinstance(hidden, Sequence):
-        raise bad_option(name, "hidden", hidden, "a list of widths such as [64, 32]")
+def check_list(name: str, option: str, value: Any, wanted: str) -> list[Any]:
+    """The value as a list; a RecipeError unless it is a sequence that is not text."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise bad_option(name, option, value, wanted)
+    return list(value)
+
+
+def shared_options(name: str, hidden: Sequence[int], dropout: float, metrics: Sequence[str] | None) -> dict[str, Any]:
+    """Check the options that every task type has; the same as plain data."""
+    check_list(name, "hidden", hidden, "a list of widths such as [64, 32]")
     for width in hidden:
         check_count(name, "hidden", width, 1)
     check_number(name, "dropout", dropout, "a probability from 0 to below 1", lambda v: 0 <= v < 1)
+    if metrics is not None:
+        check_list(name, "metrics", metrics, "a list of their names, or None for the usual ones")
+    return {"hidden": list(hidden), "dropout": dropout, "metrics": None if metrics is None else list(metrics)}
+
+
+def head_spec(outputs: int | None, hidden: Sequence[int], dropout: float) -> HeadSpec:
+    """A HeadSpec of options that ``shared_options`` has checked."""
     return HeadSpec(outputs=outputs, hidden=tuple(hidden), dropout=float(dropout))
 
 
@@ -97,7 +110,7 @@ def pick_metrics(
     name: str, known: Mapping[str, Metric], default: Sequence[str], asked: Sequence[str] | None
 ) -> tuple[dict[str, Metric], str]:
     """The metrics of a task, and the primary one: the first of those asked for, or of the default ones."""
-    if isinstance(asked, str) or (asked is not None and len(asked) == 0):
+    if asked is not None and len(asked) == 0:
         raise bad_option(name, "metrics", asked, f"a list with at least one of: {listed(known)}")
     names = tuple(default if asked is None else asked)
     for metric in names:
@@ -113,8 +126,7 @@ def class_names(name: str, option: str, classes: int | Sequence[str] | None, lea
     if isinstance(classes, int):
         check_count(name, option, classes, least)
         return tuple(str(number) for number in range(classes))
-    if isinstance(classes, str):
-        raise bad_option(name, option, classes, "their number or the list of their names")
+    check_list(name, option, classes, "their number or the list of their names")
     names = tuple(str(entry) for entry in classes)
     twice = sorted({entry for entry in names if names.count(entry) > 1})
     if twice:
@@ -135,9 +147,7 @@ def fixed_weights(name: str, option: str, given: Weights, names: Sequence[str] |
     Raises:
         RecipeError: for a wrong number of weights, an unknown class, or a weight that is not positive.
     """
-    if given is None or isinstance(given, str):
-        if given not in (None, "balanced"):
-            raise bad_option(name, option, given, "None, 'balanced', a list of weights or a mapping by class")
+    if given is None or given == "balanced":
         return None
     if isinstance(given, Mapping):
         if names is None:
@@ -151,7 +161,7 @@ def fixed_weights(name: str, option: str, given: Weights, names: Sequence[str] |
             raise RecipeError(f"Task '{name}': {option} has no weight for: {listed(missing)}. Give every class one.")
         values = [spelled[entry] for entry in names]
     else:
-        values = list(given)
+        values = check_list(name, option, given, "None, 'balanced', a list of weights or a mapping by class")
     if names is not None and len(values) != len(names):
         raise RecipeError(f"Task '{name}': {option} has {len(values)} weights for {len(names)} classes. Give one each.")
     for value in values:
@@ -246,7 +256,8 @@ def check_shares(
     """Shares from 0 to 1, one per class, or None."""
     if given is None:
         return None
-    if isinstance(given, str) or names is None or len(given) != len(names):
+    check_list(name, option, given, "one share a class")
+    if names is None or len(given) != len(names):
         raise bad_option(name, option, given, "one share a class")
     for value in given:
         check_number(name, option, value, "shares from 0 to 1", lambda v: 0 <= v <= 1)

@@ -58,11 +58,9 @@ def ordinal(
     names = checks.class_names(name, "classes", classes, 2)
     options = {
         "classes": checks.plain_classes(classes),
-        "hidden": list(hidden),
-        "dropout": dropout,
-        "metrics": None if metrics is None else list(metrics),
+        **checks.shared_options(name, hidden, dropout, metrics),
     }
-    head = checks.head_spec(name, UNKNOWN_WIDTH if names is None else len(names) - 1, hidden, dropout)
+    head = checks.head_spec(UNKNOWN_WIDTH if names is None else len(names) - 1, hidden, dropout)
     chosen, primary = checks.pick_metrics(name, ORDINAL, ORDINAL_DEFAULT, metrics)
     return Task(
         name=name,

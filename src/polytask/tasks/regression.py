@@ -65,8 +65,7 @@ def regression(
     """
     checks.check_choice(name, "loss", loss, FORMS)
     checks.check_number(name, "delta", delta, "a positive number", lambda v: v > 0)
-    if isinstance(columns, str):
-        raise checks.bad_option(name, "columns", columns, "a list of columns, one a dimension")
+    checks.check_list(name, "columns", columns, "a list of columns, one a dimension")
     if columns and dimensions == 1:
         dimensions = len(columns)
     checks.check_count(name, "dimensions", dimensions, 1)
@@ -84,13 +83,11 @@ def regression(
         "delta": delta,
         "standardize": standardize,
         "columns": list(columns),
-        "hidden": list(hidden),
-        "dropout": dropout,
-        "metrics": None if metrics is None else list(metrics),
+        **checks.shared_options(name, hidden, dropout, metrics),
         "mean": None if mean is None else list(shift),
         "deviation": None if deviation is None else list(scale),
     }
-    head = checks.head_spec(name, None if dimensions == 1 else dimensions, hidden, dropout)
+    head = checks.head_spec(None if dimensions == 1 else dimensions, hidden, dropout)
     chosen, primary = checks.pick_metrics(name, REGRESSION, REGRESSION_DEFAULT, metrics)
     names = tuple(str(column) for column in columns) or tuple(str(number) for number in range(dimensions))
     return Task(
@@ -113,8 +110,10 @@ def _numbers(
 ) -> tuple[float, ...]:
     if given is None:
         return (default,) * dimensions
-    if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != dimensions:
-        raise checks.bad_option(name, option, given, f"a list of {dimensions} numbers, one a dimension")
+    wanted = f"a list of {dimensions} numbers, one a dimension"
+    checks.check_list(name, option, given, wanted)
+    if len(given) != dimensions:
+        raise checks.bad_option(name, option, given, wanted)
     for value in given:
         checks.check_number(name, option, value, "finite numbers", lambda v: True)
     return tuple(float(value) for value in given)

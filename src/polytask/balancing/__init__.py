@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from polytask.balancing.base import Balancer, GramianWeighting, JacobianAggregator, LossWeighting
+    from polytask.balancing.doors import aggregate, weights
     from polytask.balancing.engines.choose import engine
     from polytask.balancing.making import build, split
+    from polytask.balancing.monitor import Conflict, ConflictMonitor, conflict
+    from polytask.balancing.own_loop import Node, backward, balance
     from polytask.balancing.types import Engine, Losses, MicroBatch, StepReport
 
 _WHERE = {
@@ -20,9 +23,17 @@ _WHERE = {
     "GramianWeighting": "base",
     "JacobianAggregator": "base",
     "LossWeighting": "base",
+    "Node": "own_loop",
+    "aggregate": "doors",
+    "backward": "own_loop",
+    "balance": "own_loop",
     "build": "making",
+    "conflict": "monitor",
     "engine": "engines.choose",
     "split": "making",
+    "weights": "doors",
+    "Conflict": "monitor",
+    "ConflictMonitor": "monitor",
     "Engine": "types",
     "Losses": "types",
     "MicroBatch": "types",
@@ -31,16 +42,24 @@ _WHERE = {
 
 __all__ = [
     "Balancer",
+    "Conflict",
+    "ConflictMonitor",
     "Engine",
     "GramianWeighting",
     "JacobianAggregator",
     "LossWeighting",
     "Losses",
     "MicroBatch",
+    "Node",
     "StepReport",
+    "aggregate",
+    "backward",
+    "balance",
     "build",
+    "conflict",
     "engine",
     "split",
+    "weights",
 ]
 
 

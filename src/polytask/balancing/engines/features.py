@@ -11,8 +11,8 @@ from torch import Tensor
 from polytask.balancing.base import JacobianAggregator
 from polytask.balancing.engines.core import Sums, plain_tap
 from polytask.balancing.engines.gradients import GradientEngine, report, roots
-from polytask.balancing.engines.node import Combine, aliases, unreached, weighted
-from polytask.balancing.engines.rows import exact_products, products
+from polytask.balancing.engines.node import Combine, Link, aliases, unreached, weighted
+from polytask.balancing.engines.rows import check_finite, exact_products, products
 from polytask.balancing.types import Losses, MicroBatch, StepReport
 from polytask.errors import BalancerError
 
@@ -50,17 +50,9 @@ class FeatureEngine(GradientEngine):
         made: list[StepReport] = []
 
         def combine(stacks: list[Tensor]) -> list[Tensor]:
-            values = self.reduced(total.stack(tasks))
-            if isinstance(self.balancer, JacobianAggregator):
-                made.append(report(tasks, values, None))
-                return self._aggregated(stacks, values, tasks)
-            flat = [stack.reshape(len(tasks), -1) for stack in stacks]
-            gramian = self.reduced(sum_of(products(rows) for rows in flat))
-            weights, found = self.decide(
-                gramian, values, tasks, lambda: self.reduced(sum_of(exact_products(rows) for rows in flat))
-            )
+            combined, found = self.balance(stacks, self.reduced(total.stack(tasks)), tasks)
             made.append(found)
-            return [weighted(stack, weights.to(stack.device)) for stack in stacks]
+            return combined
 
         losses = self.forward(batch, combine, tasks)
         total.add(losses)
@@ -72,10 +64,36 @@ class FeatureEngine(GradientEngine):
             )
         return made[0]
 
-    def _aggregated(self, stacks: list[Tensor], losses: Tensor, tasks: tuple[str, ...]) -> list[Tensor]:
-        assert isinstance(self.balancer, JacobianAggregator)
-        jacobian = torch.cat([stack.reshape(len(tasks), -1).float() for stack in stacks], 1)
-        direction = self.balancer.aggregate(jacobian, losses, tasks)
+    def balance(
+        self, stacks: Sequence[Tensor], losses: Tensor | None, tasks: tuple[str, ...]
+    ) -> tuple[list[Tensor], StepReport]:
+        """What goes on into the trunk, from every task's gradient of the features.
+
+        Args:
+            stacks: One ``[p, ...]`` a feature tensor.
+            losses: Of the present tasks ``[p]``, or None if they are unknown.
+            tasks: Names of the present tasks.
+
+        Returns:
+            A gradient for every feature tensor, and the report.
+        """
+        if isinstance(self.balancer, JacobianAggregator):
+            return self._aggregated(self.balancer, stacks, losses, tasks), report(tasks, losses, None)
+        flat = [stack.reshape(len(tasks), -1) for stack in stacks]
+        gramian = self.reduced(sum_of(products(rows) for rows in flat))
+        weights, found = self.decide(
+            gramian, losses, tasks, lambda: self.reduced(sum_of(exact_products(rows) for rows in flat))
+        )
+        return [weighted(stack, weights.to(stack.device)) for stack in stacks], found
+
+    def _aggregated(
+        self, balancer: JacobianAggregator, stacks: Sequence[Tensor], losses: Tensor | None, tasks: tuple[str, ...]
+    ) -> list[Tensor]:
+        flat = torch.cat([stack.reshape(len(tasks), -1) for stack in stacks], 1)
+        jacobian = flat.to(torch.promote_types(flat.dtype, torch.float32))
+        check_finite(torch.diag(torch.linalg.vector_norm(jacobian, dim=1).cpu()), tasks)
+        with torch.no_grad():
+            direction = balancer.aggregate(jacobian, losses, tasks)
         parts = torch.split(direction, [stack[0].numel() for stack in stacks])
         return [part.view(stack.shape[1:]).to(stack.dtype) for part, stack in zip(parts, stacks, strict=True)]
 
@@ -143,7 +161,7 @@ class FeatureEngine(GradientEngine):
 
         def tap(features: dict[str, Tensor]) -> Mapping[str, Mapping[str, Tensor]]:
             called.append(True)
-            return aliases(features, order, combine)
+            return aliases(features, Link(order, tuple(features), combine))
 
         losses = self.check_losses(batch, batch.forward(tap))
         check_called(called)

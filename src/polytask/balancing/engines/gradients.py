@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from polytask.balancing.base import GramianWeighting
 from polytask.balancing.engines.core import BaseEngine, Sums, plain_tap
 from polytask.balancing.engines.jacobian import add_gradient
-from polytask.balancing.engines.rows import check_finite, lost_digits, on_host, symmetrised
+from polytask.balancing.engines.rows import check_finite, lost_digits, on_host, semi_definite, symmetrised
 from polytask.balancing.types import Losses, MicroBatch, StepReport
 from polytask.errors import BalancerError
 
@@ -21,7 +21,7 @@ class GradientEngine(BaseEngine):
     def decide(
         self,
         gramian: Tensor,
-        losses: Tensor,
+        losses: Tensor | None,
         tasks: tuple[str, ...],
         again: Callable[[], Tensor],
         culprit: Callable[[int], str] | None = None,
@@ -30,7 +30,7 @@ class GradientEngine(BaseEngine):
 
         Args:
             gramian: Of the present tasks, summed over processes, ``[p, p]``.
-            losses: Of the present tasks, summed over processes, ``[p]``.
+            losses: Of the present tasks, summed over processes, ``[p]``; None if they are unknown.
             tasks: Their names.
             again: Forms the Gramian in float64, for gradients that float32 squares cannot hold.
             culprit: Names a parameter whose gradient is not finite, for the error.
@@ -40,10 +40,13 @@ class GradientEngine(BaseEngine):
         """
         assert isinstance(self.balancer, GramianWeighting)
         products, values = on_host(gramian, losses)
-        if gramian.dtype != torch.float64 and lost_digits(products):
-            products = on_host(again())[0]
+        rounded = gramian.dtype != torch.float64
+        if rounded and lost_digits(products):
+            products, rounded = on_host(again())[0], False
         check_finite(products, tasks, culprit)
         products = symmetrised(products)
+        if rounded:
+            products = semi_definite(products)
         with torch.no_grad():
             weights = self.balancer.weigh(products, values, tasks).detach().to("cpu", torch.float64)
         check_weights(type(self.balancer).__name__, weights, tasks)

@@ -21,16 +21,21 @@ class Link:
         tasks: Names of the tasks that get an alias.
         keys: Names of the feature tensors.
         combine: Called once in the backward with one stack of rows for every feature tensor.
+
+    Attributes:
+        present: Tasks whose rows count in the coming backward: all, unless somebody says otherwise.
     """
 
     def __init__(self, tasks: Sequence[str], keys: Sequence[str], combine: Combine):
         self.tasks, self.keys, self.combine = tuple(tasks), tuple(keys), combine
+        self.present = self.tasks
 
     def gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Gradients of the feature tensors from those of the aliases, task by task."""
         width = len(self.keys)
-        by_task = [grads[k * width : (k + 1) * width] for k in range(len(self.tasks))]
-        missing = [t for t, mine in zip(self.tasks, by_task, strict=True) if all(g is None for g in mine)]
+        places = [self.tasks.index(task) for task in self.present]
+        by_task = [grads[k * width : (k + 1) * width] for k in places]
+        missing = [t for t, mine in zip(self.present, by_task, strict=True) if all(g is None for g in mine)]
         if missing:
             raise BalancerError(unreached(self.keys, missing))
         used = [i for i in range(width) if any(mine[i] is not None for mine in by_task)]
@@ -69,13 +74,12 @@ class _BalanceNode(torch.autograd.Function):
         return (None, *ctx.link.gradients(grads))
 
 
-def aliases(features: Mapping[str, Tensor], tasks: Sequence[str], combine: Combine) -> dict[str, dict[str, Tensor]]:
+def aliases(features: Mapping[str, Tensor], link: Link) -> dict[str, dict[str, Tensor]]:
     """One alias of every feature tensor for every task, joined by a balance node.
 
     Args:
-        features: Tensors where shared computation ends, none upstream of another.
-        tasks: Who gets aliases.
-        combine: What the backward does with the rows.
+        features: Tensors where shared computation ends, none upstream of another; named as in ``link``.
+        link: Who gets aliases, and what the backward does with the rows.
 
     Returns:
         For each task, the tensors under their own names.
@@ -90,9 +94,8 @@ def aliases(features: Mapping[str, Tensor], tasks: Sequence[str], combine: Combi
             "The features need no gradient, so there is nothing to balance. Train at least one parameter upstream "
             "of them, and call the node outside of torch.no_grad."
         )
-    link = Link(tasks, tuple(features), combine)
     flat = iter(_BalanceNode.apply(link, *features.values()))  # type: ignore[no-untyped-call]
-    return {task: {key: next(flat) for key in features} for task in tasks}
+    return {task: {key: next(flat) for key in features} for task in link.tasks}
 
 
 def weighted(stack: Tensor, weights: Tensor) -> Tensor:

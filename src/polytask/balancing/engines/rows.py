@@ -73,3 +73,18 @@ def check_finite(gramian: Tensor, tasks: Sequence[str], culprit: Callable[[int],
 def symmetrised(gramian: Tensor) -> Tensor:
     """The symmetric part: rounding may differ between the two triangles."""
     return (gramian + gramian.T) / 2
+
+
+def semi_definite(gramian: Tensor) -> Tensor:
+    """The Gramian without the slightly negative eigenvalues that float32 rounding gives to dependent gradients.
+
+    Rows are normalised first, so that the correction to a short gradient is as small as that gradient.
+    """
+    lengths = gramian.diagonal().clamp_min(0).sqrt()
+    divisor = torch.where(lengths > 0, lengths, torch.ones_like(lengths))
+    cosines = gramian / divisor / divisor[:, None]
+    if int(torch.linalg.cholesky_ex(cosines).info) == 0:
+        return gramian
+    values, vectors = torch.linalg.eigh(cosines)
+    fixed = (vectors * values.clamp_min(0)) @ vectors.T * divisor * divisor[:, None]
+    return symmetrised(fixed)

@@ -1,0 +1,108 @@
+"""Two processes with unequal label counts give what one process with all rows gives."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from polytask.balancing import JacobianAggregator, Losses, MicroBatch, build, engine
+
+TASKS = ("a", "b", "c")
+ROWS = {"a": range(10), "b": (0, 1, 2, 6), "c": (7, 8, 9)}
+"""Rows 0 to 5 are the first process's: all of task c's labels lie on the other one."""
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4))
+        self.heads = nn.ModuleDict({task: nn.Linear(4, 1) for task in TASKS})
+
+    def shared_parameters(self):
+        return list(self.trunk.parameters())
+
+    def task_parameters(self, task):
+        return list(self.heads[task].parameters())
+
+
+class Clipped(JacobianAggregator):
+    """The sum of the positive parts."""
+
+    def aggregate(self, jacobian, losses, tasks):
+        return jacobian.clamp_min(0).sum(0)
+
+
+def micro_batch(model, mine):
+    x = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
+    y = torch.randn(10, generator=torch.Generator().manual_seed(2))
+
+    def forward(tap):
+        features = tap({"z": model.trunk(x[mine])})
+        shares = {}
+        for task, rows in ROWS.items():
+            here = [i for i, row in enumerate(mine) if row in rows]
+            outputs = model.heads[task](features[task]["z"]).squeeze(1)[here]
+            shares[task] = (outputs - y[mine][here]).square().sum() / len(rows)
+        return Losses(shares)
+
+    return MicroBatch(TASKS, forward)
+
+
+def cases():
+    return {
+        "features": ("cagrad", {"at": "features"}),
+        "last": ("cagrad", {"at": "last"}),
+        "parameters": ("cagrad", {}),
+        "parts": ("cagrad", {"memory_budget": 200}),
+        "losses": ("gls", {}),
+        "aggregator": (Clipped(), {}),
+    }
+
+
+def update(name, mine, reduce):
+    model = Model()
+    method, options = cases()[name]
+    runner = engine(build(method, tasks=TASKS), model, reduce=reduce, **options)
+    runner.backward([micro_batch(model, mine)])
+    return torch.cat([p.grad.reshape(-1) for p in model.parameters()])
+
+
+def worker(rank, port, path):
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+
+    def reduce(tensor):
+        total = tensor.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    mine = list(range(6)) if rank == 0 else list(range(6, 10))
+    found = {name: reduce(update(name, mine, reduce)) for name in cases()}
+    if rank == 0:
+        torch.save(found, path)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    path = tmp_path_factory.mktemp("processes") / "grads.pt"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(worker, (port, str(path)), nprocs=2)
+    return torch.load(path)
+
+
+@pytest.mark.parametrize("name", list(cases()))
+def test_two_processes_are_one(both, name):
+    expected = update(name, list(range(10)), None)
+    bar = 1e-6 if name in ("features", "losses") else 1e-5
+    assert float((both[name] - expected).abs().max()) <= bar * float(expected.abs().max())

@@ -1,0 +1,186 @@
+"""Step times of balancing, as ratios to the plain sum of losses of the same model in the same run.
+
+Every round times each variant once, one after the other, so that a busy machine slows all of them; the
+medians over rounds are compared.
+
+    python benchmarks/steps.py --quick
+    python benchmarks/steps.py --out steps.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polytask import balancing as B
+
+
+class Residual(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.skip = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.skip(x))
+
+
+def mlp() -> tuple[nn.Module, Tensor, int]:
+    layers = [nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU()]
+    return nn.Sequential(*layers), torch.randn(256, 256), 512
+
+
+def resnet() -> tuple[nn.Module, Tensor, int]:
+    blocks = [Residual(3, 16, 1), Residual(16, 32, 2), Residual(32, 64, 2)]
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.randn(32, 3, 32, 32), 64
+
+
+def transformer() -> tuple[nn.Module, Tensor, int]:
+    layer = nn.TransformerEncoderLayer(128, 4, 256, dropout=0.0, batch_first=True)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), torch.randn(32, 32, 128), 128
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor, int]]] = {
+    "mlp": mlp,
+    "resnet": resnet,
+    "transformer": transformer,
+}
+
+
+class Toy(nn.Module):
+    """A trunk with one linear head a task, as engines want a model."""
+
+    def __init__(self, trunk: nn.Module, width: int, tasks: list[str]):
+        super().__init__()
+        self.trunk = trunk
+        self.heads = nn.ModuleDict({task: nn.Linear(width, 1) for task in tasks})
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        return list(self.trunk.parameters())
+
+    def task_parameters(self, task: str) -> list[nn.Parameter]:
+        return list(self.heads[task].parameters())
+
+
+def micro_batch(model: Toy, x: Tensor, y: Tensor) -> B.MicroBatch:
+    tasks = tuple(model.heads)
+
+    def forward(tap: Any) -> B.Losses:
+        features = tap({"z": model.trunk(x)})
+        losses = {}
+        for k, task in enumerate(tasks):
+            out = model.heads[task](features[task]["z"]).squeeze(-1)
+            losses[task] = (out.flatten(1).mean(1) if out.dim() > 1 else out).sub(y[:, k]).square().mean()
+        return B.Losses(losses)
+
+    return B.MicroBatch(tasks, forward)
+
+
+def variants(model: Toy, x: Tensor, y: Tensor, peers: bool) -> dict[str, Callable[[], object]]:
+    tasks = list(model.heads)
+    micro = [micro_batch(model, x, y)]
+    settings: dict[str, tuple[str, dict[str, Any]]] = {
+        "uncertainty": ("uncertainty", {}),
+        "famo": ("famo", {}),
+        "features": ("mgda", {"at": "features"}),
+        "last": ("mgda", {"at": "last"}),
+        "parameters": ("mgda", {}),
+        "parameters, every 10": ("mgda", {"every": 10}),
+    }
+
+    def plain() -> None:
+        losses = micro[0].forward(lambda f: dict.fromkeys(tasks, f)).tasks
+        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+
+    def stepping(runner: Any) -> Callable[[], object]:
+        def step() -> None:
+            runner.backward(micro)
+            runner.after_step(micro)
+
+        return step
+
+    made: dict[str, Callable[[], object]] = {"plain": plain}
+    for label, (name, options) in settings.items():
+        made[label] = stepping(B.engine(B.build(name, tasks=tasks), model, **options))
+    if peers:
+        made["TorchJD parameters"] = torchjd_step(model, x, micro[0])
+    return made
+
+
+def torchjd_step(model: Toy, x: Tensor, micro: B.MicroBatch) -> Callable[[], object]:
+    from torchjd.aggregation import MGDA
+    from torchjd.autojac import jac_to_grad, mtl_backward
+
+    aggregator = MGDA()
+
+    def step() -> None:
+        kept: list[Tensor] = []
+
+        def tap(features: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+            kept.append(features["z"])
+            return dict.fromkeys(micro.tasks, features)
+
+        losses = list(micro.forward(tap).tasks.values())
+        mtl_backward(losses, features=kept, parallel_chunk_size=1)
+        jac_to_grad(model.trunk.parameters(), aggregator)
+
+    return step
+
+
+def measure(made: dict[str, Callable[[], object]], model: nn.Module, rounds: int, seconds: float) -> dict[str, float]:
+    times: dict[str, list[float]] = {label: [] for label in made}
+    for step in made.values():  # warm up
+        model.zero_grad()
+        step()
+    start = time.perf_counter()
+    for number in range(rounds):
+        for label, step in made.items():
+            model.zero_grad()
+            before = time.perf_counter()
+            step()
+            times[label].append(time.perf_counter() - before)
+        if number >= 2 and time.perf_counter() - start > seconds:
+            break
+    return {label: 1e3 * statistics.median(of) for label, of in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few rounds, m = 2 and 8")
+    parser.add_argument("--out", type=Path, help="write the numbers as JSON")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--no-peers", action="store_true", help="leave TorchJD out")
+    options = parser.parse_args()
+    rows = []
+    for name in options.models:
+        for count in (2, 8) if options.quick else (2, 8, 40):
+            torch.manual_seed(0)
+            trunk, x, width = MODELS[name]()
+            model = Toy(trunk, width, [f"t{k}" for k in range(count)])
+            y = torch.randn(len(x), count)
+            made = variants(model, x, y, not options.no_peers)
+            found = measure(made, model, 7 if options.quick else 30, 5 if options.quick else 60)
+            rows.append({"model": name, "tasks": count, "milliseconds": found})
+            print(f"\n{name}, {count} tasks: plain step {found['plain']:.1f} ms")
+            for label, value in found.items():
+                print(f"  {label:24s} {value / found['plain']:6.2f}")
+    if options.out:
+        options.out.write_text(json.dumps({"threads": torch.get_num_threads(), "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

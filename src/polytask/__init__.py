@@ -31,9 +31,48 @@ _PLACES = {
     "ref": "polytask.serving:ref",
     "run": "polytask.api:run",
 }
-_PACKAGES = ("balancing", "data", "evaluation", "models", "recipes", "reporting", "serving", "sharing", "tasks", "training")
+_PACKAGES = (
+    "balancing",
+    "data",
+    "evaluation",
+    "models",
+    "recipes",
+    "reporting",
+    "serving",
+    "sharing",
+    "tasks",
+    "training",
+)
 
-__all__ = [*_PLACES, *_PACKAGES, "__version__"]
+# Spelled out, because tools that check types do not run code; a test compares it with the two above.
+__all__ = [
+    "Batch",
+    "Callback",
+    "MultiTaskModel",
+    "Recipe",
+    "Run",
+    "Scores",
+    "Task",
+    "__version__",
+    "balancing",
+    "data",
+    "delta_m",
+    "evaluate",
+    "evaluation",
+    "fit",
+    "load",
+    "load_recipe",
+    "mean_rank",
+    "models",
+    "recipes",
+    "ref",
+    "reporting",
+    "run",
+    "serving",
+    "sharing",
+    "tasks",
+    "training",
+]
 
 if TYPE_CHECKING:
     from polytask import (

@@ -47,7 +47,12 @@ def main() -> None:
 @click.option("--seed", type=int, help="The same as --set training.seed=SEED.")
 @click.option("--quiet", is_flag=True, help="No progress display.")
 def fit(
-    recipe: Path | None, overrides: tuple[str, ...], out: Path | None, resume: Path | None, seed: int | None, quiet: bool
+    recipe: Path | None,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    resume: Path | None,
+    seed: int | None,
+    quiet: bool,
 ) -> None:
     """Train what RECIPE describes; leave weights, scores and a report in a folder.
 

@@ -30,9 +30,9 @@ SCRIPT = textwrap.dedent(
         TensorSource(x[:150], {"up": (x[:150, 0] > 0).float(), "size": x[:150].norm(dim=1)}),
         TensorSource(x[100:], {"kind": (x[100:, 2] > 0).long()}),
     ]
+    torch.manual_seed(1)
     encoder = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Dropout(0.2))
     tasks = [pt.tasks.binary("up"), pt.tasks.regression("size"), pt.tasks.multiclass("kind", classes=2)]
-    torch.manual_seed(1)
     model = pt.MultiTaskModel(pt.sharing.Hard(encoder), tasks, example=x[:2])
 
     class Slow(pt.Callback):
@@ -53,7 +53,7 @@ def start(folder: Path, mode: str, balancer: str, pause: float = 0.0) -> subproc
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder), mode, str(pause), balancer],
         env=environment,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.DEVNULL if pause else subprocess.PIPE,
     )
 
 
@@ -81,7 +81,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, balancer):
     assert process.poll() is None, "the run was over before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert load_state(checkpoint)["step"] < 120
+    assert load_state(checkpoint)["step"] < 102
     finish(start(killed, "resume", balancer))
     for name in ("last", "best"):
         first, second = (load_state(d / "checkpoints" / f"{name}.safetensors") for d in (tmp_path / "straight", killed))
@@ -99,6 +99,6 @@ def test_an_interrupt_saves_and_goes_on(tmp_path):
     process.wait(timeout=60)
     assert process.returncode != 0
     step = load_state(tmp_path / "run" / "checkpoints" / "last.safetensors")["step"]
-    assert 0 < step < 120
+    assert 0 < step < 102
     finish(start(tmp_path / "run", "resume", "equal"))
-    assert load_state(tmp_path / "run" / "checkpoints" / "last.safetensors")["step"] == 78
+    assert load_state(tmp_path / "run" / "checkpoints" / "last.safetensors")["step"] == 102

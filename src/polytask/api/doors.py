@@ -126,10 +126,9 @@ def fit(
         read_training_frame(model, train_data)
     given = {"train": train_data, "validation": validation, "test": test}
     sources = {part: as_sources(model, data) for part, data in given.items()}
-    directory = RunDirectory.open(resume) if resume else RunDirectory.create(out) if out else None
+    runtime = Runtime(device, str(precision))
+    directory = RunDirectory.open(resume) if resume else _new_directory(out, runtime, seed) if out else None
     plain = {"training": dataclasses.asdict(settings), "balancer": balancer if _is_plain(balancer) else str(balancer)}
-    if directory and out:
-        directory.write_facts(seed, "polytask.fit(...)")
     with display(progress) as shown:
         own = [SaysHowToResume(directory.path)] if directory else []
         run = train(
@@ -145,6 +144,13 @@ def fit(
     if directory:
         finish(directory, run, settings, Context("Run", plain, sources, model.input_schema))
     return run
+
+
+def _new_directory(out: str | Path, runtime: Runtime, seed: int) -> RunDirectory:
+    if runtime.is_main:
+        RunDirectory.create(out).write_facts(seed, "polytask.fit(...)")
+    runtime.barrier()
+    return RunDirectory(Path(out))
 
 
 def _is_plain(balancer: Any) -> bool:

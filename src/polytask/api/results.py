@@ -81,12 +81,14 @@ def finish(directory: RunDirectory, run: Run, settings: TrainingSettings, contex
 def _outputs(
     model: MultiTaskModel, sources: Sequence[Source], settings: TrainingSettings, runtime: Runtime
 ) -> dict[str, TaskOutputs]:
+    shares, gather = runtime.share_out(sources)
     return collect(
         model,
-        sources,
+        shares,
         batch_size=settings.evaluation_batch_size,
         device=runtime.device,
         autocast=runtime.autocast,
+        gather=gather,
     )
 
 

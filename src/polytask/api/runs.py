@@ -18,6 +18,7 @@ from polytask.recipes.schema import Recipe
 from polytask.reporting import ColumnRecord
 from polytask.training.callbacks import Callback
 from polytask.training.fit import Run, seeded, train
+from polytask.training.runtime import Runtime
 from polytask.training.state import CHECKPOINT
 
 
@@ -44,16 +45,20 @@ def run(
         DataError: for data that cannot be used.
     """
     loaded = load_recipe(recipe, overrides)
+    runtime = Runtime(loaded.training.device, str(loaded.training.precision))
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
     if out is not None:
         RunDirectory.require_new(out)
     # Data that cannot be used leave no folder behind.
     with seeded(loaded.training.seed):
         built = build(loaded)
-    directory = RunDirectory.create(out) if out is not None else RunDirectory.next_free(name)
-    command = _command(recipe, overrides)
-    # With what was inferred filled in, a resume reads the columns in the same way.
-    directory.write_start(dump_recipe(built.recipe), loaded.training.seed, command)
+    path = None
+    if runtime.is_main:
+        made = RunDirectory.create(out) if out is not None else RunDirectory.next_free(name)
+        # With what was inferred filled in, a resume reads the columns in the same way.
+        made.write_start(dump_recipe(built.recipe), loaded.training.seed, _command(recipe, overrides))
+        path = made.path
+    directory = RunDirectory(runtime.gather(path)[0])
     return _train(directory, built, name, resume=False, progress=progress)
 
 

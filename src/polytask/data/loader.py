@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class LoaderSource(Source):
     Raises:
         DataError: if the loader is empty or its length is unknown, or it yields something else.
     """
+
+    random_access: ClassVar[bool] = False
 
     def __init__(self, loader: DataLoader[Any], tasks: Sequence[Task]):
         self._loader, self._all = loader, tuple(tasks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ class Source(ABC):
     """
 
     tasks: tuple[str, ...]
+    random_access: ClassVar[bool] = True
+    """Whether ``take`` gives any rows at once; a stream gives them in its own order only."""
     _order_key: tuple[tuple[int, ...], int] | None = None
     _order_rows: Tensor
 
@@ -76,6 +78,32 @@ class Source(ABC):
             shuffled = np.random.default_rng([*seed, run]).permutation(len(self))
             self._order_key, self._order_rows = key, torch.from_numpy(shuffled)
         return self._order_rows
+
+
+class Share(Source):
+    """Every ``world``-th row of a source, for evaluation by several processes.
+
+    Args:
+        source: Whose rows; they have to be randomly accessible.
+        rank: This process.
+        world: Number of processes.
+    """
+
+    def __init__(self, source: Source, rank: int, world: int):
+        self._source, self._rank, self._world = source, rank, world
+        self.tasks = source.tasks
+
+    def __len__(self) -> int:
+        return len(range(self._rank, len(self._source), self._world))
+
+    def take(self, rows: Tensor) -> Batch:
+        """The rows with these numbers within the share."""
+        return self._source.take(rows * self._world + self._rank)
+
+    def targets(self, task: str) -> Tensor | None:
+        """The share's targets of one task."""
+        whole = self._source.targets(task)
+        return None if whole is None else whole[self._rank :: self._world]
 
 
 class TensorSource(Source):

@@ -71,6 +71,9 @@ class MultiTaskModel(nn.Module):
         self.heads = nn.ModuleDict()
         self.input_schema: TableSchema | None = None
         self._built = False
+        if not all(task.is_known for task in self._tasks.values()):
+            # Their classes come from the training data, and so do their heads.
+            return
         try:
             self.build(example)
         except NeedsExample:
@@ -103,9 +106,12 @@ class MultiTaskModel(nn.Module):
 
         Raises:
             NeedsExample: if a shape is unknown and there is no example.
+            RecipeError: if the classes of a task are not known yet.
         """
         if self._built:
             return self
+        for task in self._tasks.values():
+            task.require_known()
         first = next(self.sharing.parameters(), None)
         dtypes = {parameter.dtype for parameter in self.sharing.parameters()}
         if first is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from polytask import registry
 from polytask.data.infer import describe_inference, guess_inputs

@@ -127,7 +127,7 @@ def read_model(folder: Path, spec: Mapping[str, Any], encoder: nn.Module | None 
         if spec["encoder"] is None:
             raise RecipeError(
                 f"The bundle '{folder}' does not know how to build its encoder, which was made outside of polytask. "
-                "Pass polytask.load(path, encoder=...), or train with encoder=polytask.ref('package.module:Class', ...)."
+                "Pass polytask.load(path, encoder=...), or train with polytask.ref('package.module:Class', ...)."
             )
         encoder = build_encoder(spec["encoder"], spec["schema"])
     sharing = registry.build("sharings", spec["sharing"]["name"], spec["sharing"]["options"], encoder=encoder)

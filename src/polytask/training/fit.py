@@ -92,7 +92,8 @@ def train(
         loop, engine_line = _assemble(model, sources, validation, balancer, settings, runtime, callbacks, path)
         if resume:
             assert path is not None
-            remove_unfinished(path)
+            if runtime.is_main:
+                remove_unfinished(path)
             loop.restore(path)
         loop.run()
         scores = loop.validate() if validation else None
@@ -137,9 +138,9 @@ def _callbacks(
     path: Path | None,
     runtime: Runtime,
 ) -> list[Callback]:
-    found: list[Callback] = [TimingsFile(path)]
+    found: list[Callback] = [TimingsFile(path if runtime.is_main else None)]
     if path is not None:
-        found.append(HistoryFile(path))
+        found.append(HistoryFile(path, runtime.is_main))
         if "tensorboard" in settings.loggers:
             from polytask.training.tensorboard import TensorBoard
 

@@ -60,17 +60,18 @@ class CsvFile:
 class HistoryFile(Callback):
     """Writes ``history.csv``: rows of scope ``step`` and ``epoch``; no clock times, so that a resume repeats it."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, is_main: bool = True):
         self._file = CsvFile(folder / "history.csv")
+        self._is_main = is_main
 
     def on_step_end(self, loop: Loop, rows: list[dict[str, Any]]) -> None:
         """Append the steps' rows."""
-        if loop.runtime.is_main:
+        if self._is_main:
             self._file.append(rows)
 
     def on_epoch_end(self, loop: Loop, row: dict[str, Any]) -> None:
         """Append the epoch's row."""
-        if loop.runtime.is_main:
+        if self._is_main:
             self._file.append([row])
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,7 +80,8 @@ class HistoryFile(Callback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Cut the file back to the checkpoint."""
-        self._file.cut(state["columns"], state["rows"])
+        if self._is_main:
+            self._file.cut(state["columns"], state["rows"])
 
 
 class TimingsFile(Callback):
@@ -108,7 +110,7 @@ class TimingsFile(Callback):
             "peak_memory_bytes": peak_memory(loop.runtime.device.type),
         }
         self.rows.append(timing)
-        if self._file and loop.runtime.is_main:
+        if self._file:
             self._file.append([timing])
 
     def state_dict(self) -> dict[str, Any]:

@@ -157,12 +157,14 @@ class Loop:
     def validate(self) -> Scores:
         """Scores on the validation sources, with BatchNorm statistics averaged over processes."""
         self.runtime.average_buffers(self.model)
+        sources, gather = self.runtime.share_out(self.validation)
         return evaluate(
             self.model,
-            self.validation,
+            sources,
             batch_size=self.settings.evaluation_batch_size,
             device=self.runtime.device,
             autocast=self.runtime.autocast,
+            gather=gather,
         )
 
     def _watch_gradients(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from polytask.data.source import Share, Source
 from polytask.errors import RecipeError
 
 # Gradients travel in pieces of this many numbers: large enough to hide latency, small enough to not double memory.
@@ -116,6 +117,12 @@ class Runtime:
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value)
         return values
+
+    def share_out(self, sources: Sequence[Source]) -> tuple[Sequence[Source], Callable[[Any], list[Any]] | None]:
+        """Sources for this process to evaluate, and how to join what all found; streams go to every process."""
+        if self.world == 1 or not all(source.random_access for source in sources):
+            return sources, None
+        return [Share(source, self.rank, self.world) for source in sources], self.gather
 
     def barrier(self) -> None:
         """Wait for all processes."""

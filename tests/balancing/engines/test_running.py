@@ -367,3 +367,19 @@ def test_a_model_that_never_taps_cannot_be_balanced_at_the_features():
     for pieces in (1, 2):
         with pytest.raises(BalancerError, match="called the tap 0 times"):
             engine(build("mgda", tasks=TASKS), model, at="features").backward([MicroBatch(TASKS, forward)] * pieces)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("at", ["features", "last", "parameters"])
+def test_a_compiled_trunk_gives_the_same_update(at):
+    model, compiled = smooth_model(), smooth_model()
+    engine(build("mgda", tasks=TASKS), model, at=at).backward(micro_batches(model))
+    parameters = list(compiled.trunk.parameters())
+    trunk = torch.compile(compiled.trunk)
+    micro = micro_batches(compiled)
+    compiled.trunk = trunk
+    with torch._functorch.config.patch(donated_buffer=False):
+        engine(build("mgda", tasks=TASKS), compiled, at=at).backward(micro)
+    for p, q in zip(model.trunk.parameters(), parameters, strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)

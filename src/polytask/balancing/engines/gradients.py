@@ -51,7 +51,8 @@ class GradientEngine(BaseEngine):
             weights = self.balancer.weigh(products, values, tasks).detach().to("cpu", torch.float64)
         check_weights(type(self.balancer).__name__, weights, tasks)
         weights = weights * scale(products, weights, self.options.rescale_to)
-        self.learn(self.balancer.objective(products, values, tasks))
+        with torch.enable_grad():  # this may run inside of a backward, where gradients are off
+            self.learn(self.balancer.objective(products, values, tasks))
         self.keep(tasks, weights)
         return weights, report(tasks, values, weights, products)
 

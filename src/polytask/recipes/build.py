@@ -83,6 +83,9 @@ def build(recipe: Recipe) -> Built:
     columns = tuple(_column(whole, name, spec.kind) for name, spec in inputs.items())
     for group, frame in zip(loaded.groups, trained, strict=True):
         for name in group.tasks:
+            if tasks[name].target.form == "binary":
+                # Over the whole file first, so that an error names the record of the file.
+                encode_target(group.training.frame, tasks[name])
             tasks[name] = _at(fit_target(frame, tasks[name]), _columns(recipe.tasks[name]))
     del trained, whole
     sources: dict[str, list[TensorSource]] = {"train": [], "validation": [], "test": []}

@@ -9,5 +9,16 @@ from polytask.reporting.record import (
     TaskRecord,
     Timings,
 )
+from polytask.reporting.report import render, write_report
 
-__all__ = ["ColumnRecord", "DataSummary", "ModelPart", "ModelSummary", "RunRecord", "TaskRecord", "Timings"]
+__all__ = [
+    "ColumnRecord",
+    "DataSummary",
+    "ModelPart",
+    "ModelSummary",
+    "RunRecord",
+    "TaskRecord",
+    "Timings",
+    "render",
+    "write_report",
+]

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from polytask.errors import DataError
+from polytask.files import replacing
 
 Values = Mapping[str, float | None]
 """Numbers by name; None and NaN mean that the number is undefined."""
@@ -209,7 +210,9 @@ class RunRecord(_Strict):
 
     def save(self, path: Path | str) -> None:
         """Write the record as JSON, whole or not at all."""
-        write_text(Path(path), json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False) + "\n")
+        with replacing(Path(path)) as unfinished:
+            text = json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+            unfinished.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path | str) -> RunRecord:
@@ -243,16 +246,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence | set | frozenset):
         return [_plain(item) for item in value]
     return str(value)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new one, never a part."""
-    import os
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

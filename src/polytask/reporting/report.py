@@ -1,0 +1,45 @@
+"""The page: all sections that have something to say, in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from polytask.files import replacing
+from polytask.reporting.record import RunRecord
+from polytask.reporting.section import fill
+from polytask.reporting.sections import SECTIONS
+
+
+def render(record: RunRecord) -> str:
+    """The report of a run as one self-contained HTML page.
+
+    The page loads nothing: style and drawings are inside it. It has no script.
+
+    Args:
+        record: What the run left.
+
+    Example:
+        >>> from polytask.reporting import TaskRecord
+        >>> task = TaskRecord("income", "binary", "auroc", {"auroc": True}, scores={"test": {"auroc": 0.94}})
+        >>> page = render(RunRecord("Census", {}, {}, seed=0, command="polytask fit x.yaml", tasks=(task,)))
+        >>> "income reaches an AUROC of 0.9400" in page
+        True
+    """
+    sections = [section for make in SECTIONS if (section := make(record)) is not None]
+    return str(fill("page.html.j2", record=record, sections=sections))
+
+
+def write_report(record: RunRecord, path: Path | str) -> Path:
+    """Write the report of a run, whole or not at all.
+
+    Args:
+        record: What the run left.
+        path: Where the HTML file goes; folders are made.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(render(record), encoding="utf-8")
+    return path

@@ -1,0 +1,95 @@
+"""How the tasks got on with each other while they were trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from markupsafe import Markup
+
+from polytask.reporting.plots import MAX_POINTS, Line, lines
+from polytask.reporting.record import RunRecord
+from polytask.reporting.section import Section, fill
+from polytask.reporting.sections.learning import column
+from polytask.reporting.tables import Cell, Column, Table, value_cell
+from polytask.reporting.words import metric_label, percent
+
+MAX_LINES = 8
+# Columns of the history that are about the step itself, not about how tasks were balanced.
+_NOT_BALANCING = ("scope", "epoch", "step", "lr")
+
+
+def conflict(record: RunRecord) -> Section | None:
+    """Weights, cosines and further figures of the balancer over the steps, if it left any."""
+    names = list(dict.fromkeys(name for row in record.balancing for name in row))
+    weights = [name for name in names if name.startswith("weight.")]
+    cosines = [name for name in names if name.startswith("cosine.")]
+    known = {*weights, *cosines, *_NOT_BALANCING}
+    others = [name for name in names if name not in known and not name.startswith("loss.")]
+    drawn = [
+        *_together(record, weights, "weight of each task"),
+        *_together(record, _most_opposed(record, cosines), "cosine between gradients"),
+        *(plot for name in others for plot in _together(record, [name], metric_label(name))),
+    ]
+    if not drawn:
+        return None
+    html = fill("conflict.html.j2", balancer=record.balancer, plots=drawn, table=_cosine_table(record, cosines))
+    return Section("conflict", "Balancing and conflict", html)
+
+
+def _together(record: RunRecord, names: Sequence[str], title: str) -> list[Markup]:
+    series = []
+    for index, name in enumerate(names[:MAX_LINES]):
+        steps, values = smoothed(*column(record.balancing, name, "step"))
+        if steps:
+            label = _pair(name) if len(names) > 1 else ""
+            series.append(Line(steps, values, label=label, colour=index))
+    if not series:
+        return []
+    more = f" ({MAX_LINES} of {len(names)})" if len(names) > MAX_LINES else ""
+    return [lines(series, title=title + more, x_label="step")]
+
+
+def smoothed(
+    steps: Sequence[float], values: Sequence[float], limit: int = MAX_POINTS
+) -> tuple[list[float], list[float]]:
+    """At most ``limit`` points, each the mean of its neighbours, so that single noisy steps do not hide the course.
+
+    Example:
+        >>> smoothed([1, 2, 3, 4], [0.0, 2.0, 4.0, 6.0], limit=2)
+        ([1.5, 3.5], [1.0, 5.0])
+    """
+    if len(steps) <= limit:
+        return list(steps), list(values)
+    parts = np.array_split(np.arange(len(steps)), limit)
+    x, y = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
+    return [float(x[part].mean()) for part in parts], [float(y[part].mean()) for part in parts]
+
+
+def _most_opposed(record: RunRecord, names: Sequence[str]) -> list[str]:
+    """Pairs of tasks in the order of their mean cosine, the most opposed first."""
+    means = {name: float(np.mean(values)) for name in names if (values := column(record.balancing, name, "step")[1])}
+    return sorted(means, key=lambda name: means[name])
+
+
+def _cosine_table(record: RunRecord, names: Sequence[str]) -> Table | None:
+    rows = []
+    for name in _most_opposed(record, names):
+        values = np.asarray(column(record.balancing, name, "step")[1], dtype=float)
+        opposed = float((values < 0).mean())
+        cells = (value_cell(float(values.mean())), Cell(percent(opposed), bar=opposed), value_cell(float(values.min())))
+        rows.append((Cell(_pair(name)), *cells))
+    if not rows:
+        return None
+    columns = (
+        Column("tasks", numeric=False),
+        Column("mean cosine"),
+        Column("steps in conflict", help="Share of the steps whose cosine was negative."),
+        Column("lowest cosine"),
+    )
+    return Table(columns, tuple(rows), caption="Pairs of tasks, the most opposed first", folded=len(rows) > 15)
+
+
+def _pair(name: str) -> str:
+    """What follows the first dot of a history column, with the dot between two tasks spelled out."""
+    return name.partition(".")[2].replace(".", " and ", 1) if name.startswith("cosine.") else name.partition(".")[2]

@@ -1,0 +1,93 @@
+"""Scores first: one table, one sentence per task, the run in numbers."""
+
+from __future__ import annotations
+
+from polytask.reporting.record import RunRecord, TaskRecord
+from polytask.reporting.section import Section, fill, task_anchor
+from polytask.reporting.tables import Cell, Column, Table, value_cell
+from polytask.reporting.words import (
+    duration,
+    gain,
+    memory,
+    metric_label,
+    number,
+    plural,
+    primary_score,
+    shown_split,
+    summary,
+)
+
+
+def overview(record: RunRecord) -> Section:
+    """Tasks and their scores."""
+    return Section(
+        "scores",
+        "Scores",
+        fill(
+            "overview.html.j2",
+            table=scores_table(record),
+            sentences=[summary(task) for task in record.tasks],
+            facts=_facts(record),
+            warnings=record.warnings,
+        ),
+    )
+
+
+def scores_table(record: RunRecord) -> Table:
+    """One row per task: its primary metric on every split, and the reference values beside it."""
+    splits = _splits(record)
+    sources = list(dict.fromkeys(source for task in record.tasks for source in task.reference))
+    columns = [Column("task", numeric=False), Column("kind", numeric=False), Column("metric", numeric=False)]
+    columns += [Column(split) for split in splits]
+    for source in sources:
+        columns += [Column(source), Column("difference", help="In the metric's own unit; better or worse is said.")]
+    rows = []
+    for index, task in enumerate(record.tasks):
+        arrow = "↑" if task.directions.get(task.primary, True) else "↓"
+        cells = [Cell(task.name, link=task_anchor(index)), Cell(task.kind, tone="quiet")]
+        cells.append(Cell(f"{metric_label(task.primary)} {arrow}"))
+        cells += [value_cell(task.scores.get(split, {}).get(task.primary)) for split in splits]
+        for source in sources:
+            cells += [value_cell(task.reference.get(source, {}).get(task.primary)), _difference(task, source)]
+        rows.append(tuple(cells))
+    return Table(tuple(columns), tuple(rows))
+
+
+def _splits(record: RunRecord) -> list[str]:
+    """All splits that have scores; the one that counts comes first."""
+    known = list(dict.fromkeys(split for task in record.tasks for split in task.scores))
+    first = [shown_split(record.tasks[0])] if record.tasks else []
+    return [split for split in first if split in known] + [split for split in known if split not in first]
+
+
+def _difference(task: TaskRecord, source: str) -> Cell:
+    better = gain(task, source)
+    if better is None:
+        return Cell(number(None), tone="quiet")
+    if number(abs(better)) == number(0.0):
+        return Cell("equal", tone="quiet")
+    return Cell(f"{number(abs(better))} {'better' if better > 0 else 'worse'}", tone="good" if better > 0 else "bad")
+
+
+def _facts(record: RunRecord) -> list[tuple[str, str]]:
+    """The run in a handful of numbers, each with what it counts."""
+    facts = [(str(len(record.tasks)), "task" if len(record.tasks) == 1 else "tasks, one model")]
+    if "train" in record.data.sizes:
+        facts.append((f"{record.data.sizes['train']:,}", "training rows"))
+    if record.model.parts:
+        facts.append((f"{sum(part.parameters for part in record.model.parts):,}", "trained parameters"))
+    if record.epochs:
+        best = f", best {record.best_epoch}" if record.best_epoch is not None else ""
+        facts.append((str(record.epochs[-1].get("epoch", len(record.epochs))), f"epochs{best}"))
+    if record.timings.seconds is not None:
+        facts.append((duration(record.timings.seconds), f"training{_on(record)}"))
+    if record.timings.peak_memory_bytes is not None:
+        facts.append((memory(record.timings.peak_memory_bytes), "peak memory"))
+    undefined = [task.name for task in record.tasks if primary_score(task) is None]
+    if undefined:
+        facts.append((str(len(undefined)), f"of {plural(len(record.tasks), 'task')} without a score"))
+    return facts
+
+
+def _on(record: RunRecord) -> str:
+    return f" on {record.timings.device}" if record.timings.device else ""

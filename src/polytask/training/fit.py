@@ -99,7 +99,16 @@ def train(
         scores = loop.validate() if validation else None
     timings = next(callback for callback in loop.callbacks if isinstance(callback, TimingsFile))
     best = next((callback.best_epoch for callback in loop.callbacks if isinstance(callback, BestModel)), None)
-    return Run(model, loop.history, timings.rows, scores, path, [engine_line, *caught], best, loop.stop_reason)
+    return Run(
+        model,
+        loop.history,
+        timings.rows,
+        scores,
+        path,
+        [engine_line, *loop.conflicts.sentences(), *caught],
+        best,
+        loop.stop_reason,
+    )
 
 
 def _assemble(

@@ -21,6 +21,7 @@ from polytask.errors import TrainingError
 from polytask.evaluation import Scores, evaluate
 from polytask.models import MultiTaskModel
 from polytask.training.callbacks import Callback
+from polytask.training.conflicts import ConflictLog
 from polytask.training.recorder import Recorder
 from polytask.training.runtime import Runtime
 from polytask.training.settings import TrainingSettings
@@ -73,6 +74,7 @@ class Loop:
             model, runtime, settings.accumulate, settings.penalties, settings.input_noise, settings.seed
         )
         self.recorder = Recorder(settings.log_every)
+        self.conflicts = ConflictLog()
         self.step = 0
         self.stop_reason: str | None = None
         self.history: list[dict[str, Any]] = []
@@ -124,7 +126,8 @@ class Loop:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
             self.optimizer.step()
             self.engine.after_step(micro)
-            self.recorder.add(report, epoch=self.epoch + 1, step=self.step + 1, lr=rate)
+            conflict = self.conflicts.look(self.step + 1, report)
+            self.recorder.add(report, epoch=self.epoch + 1, step=self.step + 1, lr=rate, **conflict)
         self.schedule.step()
         self.step += 1
         if self.recorder.is_due:

@@ -16,6 +16,8 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.doctest",
     "sphinx.ext.viewcode",
+    "mathml",
+    "polytask_balancers",
     "polytask_reference",
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
@@ -32,3 +34,5 @@ autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 nitpicky = False
 suppress_warnings = ["ref.python"]
+# Docstring examples run under pytest, where a module's own names are known.
+doctest_test_doctest_blocks = ""

@@ -125,6 +125,54 @@ BALANCERS: dict[str, Entry] = {
         "polytask.balancing.gramian.priority:PCD",
         "Follow one task's gradient while every other task keeps a share of its progress.",
     ),
+    "pcgrad": Entry(
+        "polytask.balancing.gradient.pairwise:PCGrad",
+        "Project each gradient off the others that it conflicts with, and add up what is left.",
+    ),
+    "gradvac": Entry(
+        "polytask.balancing.gradient.pairwise:GradVac",
+        "Pull gradients together until their cosines reach what is usual for the pair.",
+    ),
+    "imtl_g": Entry(
+        "polytask.balancing.gradient.axes:IMTLG",
+        "IMTL-G: the update whose projections on all gradients' directions are equal.",
+    ),
+    "config": Entry(
+        "polytask.balancing.gradient.axes:ConFIG",
+        "A direction at equal angles to all gradients, as long as their projections on it together.",
+    ),
+    "aligned_mtl": Entry(
+        "polytask.balancing.gradient.axes:AlignedMTL",
+        "Bring the principal axes of the gradients to one length, then add the gradients up.",
+    ),
+    "krum": Entry(
+        "polytask.balancing.gradient.robust:Krum",
+        "Keep the gradients that lie nearest to their neighbours, and take their mean.",
+    ),
+    "trimmed_mean": Entry(
+        "polytask.balancing.gradient.robust:TrimmedMean",
+        "The mean of every coordinate without its smallest and largest values.",
+    ),
+    "graddrop": Entry(
+        "polytask.balancing.gradient.robust:GradDrop",
+        "Keep one sign per coordinate, drawn by how much the gradients agree on it.",
+    ),
+    "db_mtl": Entry(
+        "polytask.balancing.gradient.averaged:DBMTL",
+        "Dual balancing: averaged gradients of log losses, all brought to the largest norm, then added up.",
+    ),
+    "moco": Entry(
+        "polytask.balancing.gradient.averaged:MoCo",
+        "Multi-objective gradient correction: tracked gradients, with weights that descend on the simplex.",
+    ),
+    "excess_mtl": Entry(
+        "polytask.balancing.gradient.averaged:ExcessMTL",
+        "More weight for tasks that are still far from their optimum, by an estimate of the excess risk.",
+    ),
+    "cr_mogm": Entry(
+        "polytask.balancing.gradient.smoothed:CRMOGM",
+        "Weights of another method, averaged over the steps so that noise does not turn them about.",
+    ),
 }
 
 SAMPLERS = {

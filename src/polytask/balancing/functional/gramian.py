@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
-Status: TypeAlias = Literal["solved", "inexact", "stationary", "zero_row", "infeasible"]
+Status: TypeAlias = Literal["solved", "inexact", "stationary", "zero_row", "infeasible", "cancelled"]
 
 EPS = float(np.finfo(np.float64).eps)
 TINY = 1e-120
@@ -27,8 +27,8 @@ class Solved(NamedTuple):
     Attributes:
         weights: Weight of each gradient, shape ``[m]``.
         status: ``"solved"``; ``"inexact"`` if optimality could not be verified to 1e-9;
-            ``"stationary"``, ``"zero_row"`` or ``"infeasible"`` if the method has no solution there and
-            its stated fallback was taken.
+            ``"stationary"``, ``"zero_row"``, ``"infeasible"`` or ``"cancelled"`` if the method has no
+            solution there and its stated fallback was taken.
         residual: How far the optimality conditions are from holding, relative to the solver's own
             scaling. Zero where the weights need no solver.
     """

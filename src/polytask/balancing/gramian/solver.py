@@ -20,6 +20,7 @@ _MEANINGS = {
     "stationary": "no solution at these Pareto stationary gradients; took the shortest vector in their hull",
     "zero_row": "no solution with a gradient of zero; solved it for the other tasks",
     "inexact": "its optimality conditions could not be met to 1e-9 (form the Gramian in float64); took the best point",
+    "cancelled": "no solution where the directions of the gradients cancel; took no update from them",
     "infeasible": "its constraints contradict each other; dropped them",
 }
 

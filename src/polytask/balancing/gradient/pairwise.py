@@ -1,0 +1,138 @@
+"""PCGrad and GradVac: gradients corrected pair by pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polytask.balancing.functional.gramian import Array, Solved
+from polytask.balancing.functional.projection import Order, gradvac_weights, pcgrad_weights
+from polytask.balancing.gradient.checks import check_share
+from polytask.balancing.gramian.solver import SolvedWeighting, check_choice
+from polytask.errors import BalancerError
+
+
+class PairwiseWeighting(SolvedWeighting):
+    """A method whose result depends on the order in which a task visits the others.
+
+    Args:
+        order: ``"random"``, drawn anew for every task and step, or task names: the same order for all.
+    """
+
+    traits: ClassVar[frozenset[str]] = frozenset({"identity_for_one_task", "scale_equivariant", "random"})
+
+    def __init__(self, order: str | Sequence[str] = "random") -> None:
+        super().__init__()
+        if isinstance(order, str):
+            check_choice(type(self).__name__, "order", order, ("random",))
+        self.order = order if isinstance(order, str) else tuple(order)
+
+    def build_state(self, count: int) -> None:
+        """Check that a given order names every task once.
+
+        Raises:
+            BalancerError: if it does not.
+        """
+        super().build_state(count)
+        if not isinstance(self.order, str) and sorted(self.order) != sorted(self.tasks):
+            raise BalancerError(
+                f"{type(self).__name__}: order must name every task once, {list(self.tasks)}; got {list(self.order)}."
+            )
+
+    def visits(self, tasks: Sequence[str]) -> Order:
+        """For each present task the order of its visits, int64 ``[p, p]``."""
+        count = len(tasks)
+        if isinstance(self.order, str):
+            drawn: Order = torch.rand(count, count, generator=self.generator).argsort(dim=1).numpy()
+            return drawn
+        # Before ``setup`` no check has run; a task that the order lacks is visited last.
+        rank = {task: place for place, task in enumerate(self.order)}
+        shared = sorted(range(count), key=lambda place: rank.get(tasks[place], len(rank)))
+        return np.tile(np.asarray(shared, dtype=np.int64), (count, 1))
+
+
+class PCGrad(PairwiseWeighting):
+    r"""Project each gradient off the others that it conflicts with, and add up what is left.
+
+    .. math:: v_i \leftarrow v_i - \frac{\min(0, \langle v_i, g_j\rangle)}{|g_j|^2} g_j, \qquad d = \sum_i v_i
+
+    for every other task j, always with the original :math:`g_j`. The update is a sum, not a mean: without
+    conflicts it is the plain sum of the gradients. With two tasks it conflicts with neither; with more it may.
+
+    A zero gradient changes nothing. Absent tasks are not visited. Nothing is kept between steps but the
+    generator, so the update scales with the gradients at any scale.
+
+    Args:
+        order: ``"random"``, drawn anew for every task and step as in the paper, or task names: the same
+            order for all tasks, which makes the method deterministic.
+
+    Raises:
+        BalancerError: for another word, or (in ``setup``) names that are not the tasks.
+
+    Example:
+        >>> gramian = torch.tensor([[1.0, -0.5], [-0.5, 1.0]], dtype=torch.float64)
+        >>> PCGrad().weigh(gramian, None, ["a", "b"])
+        tensor([1.5000, 1.5000], dtype=torch.float64)
+
+    Reference:
+        Yu et al. 2020, "Gradient surgery for multi-task learning", algorithm 1.
+    """
+
+    def solve(self, gramian: Array, losses: Array | None, tasks: Sequence[str]) -> Solved:
+        """Weights ``[p]``, none negative."""
+        return Solved(pcgrad_weights(gramian, self.visits(tasks)))
+
+
+class GradVac(PairwiseWeighting):
+    r"""Pull gradients together until their cosines reach what is usual for the pair.
+
+    Where the cosine :math:`\phi` of the corrected gradient :math:`v_i` and :math:`g_j` lies below its target
+    :math:`\rho_{ij}`, so much of :math:`g_j` is added to :math:`v_i` that the cosine equals the target. The
+    targets are running averages, :math:`\rho_{ij} \leftarrow (1 - \beta)\rho_{ij} + \beta\phi`, renewed at
+    every visit, and start at 0: the first step equals PCGrad's. The update is :math:`\sum_i v_i`.
+
+    A zero gradient changes nothing, and neither a correction nor a target is formed with it. The targets of
+    absent tasks stay as they are; a step with a single task changes none.
+
+    Args:
+        beta: Rate of the targets' average, in [0, 1]; the paper has 0.01.
+        order: As in PCGrad.
+
+    Raises:
+        BalancerError: for a ``beta`` outside [0, 1], or an order that is neither ``"random"`` nor the tasks.
+
+    Example:
+        >>> method = GradVac(beta=0.1)
+        >>> method.setup(["a", "b"])
+        >>> gramian = torch.tensor([[1.0, -0.5], [-0.5, 1.0]], dtype=torch.float64)
+        >>> method.weigh(gramian, None, ["a", "b"]), method.targets[0, 1]
+        (tensor([1.5000, 1.5000], dtype=torch.float64), tensor(-0.0500))
+
+    Reference:
+        Wang et al. 2021, "Gradient vaccine", equation 3 and algorithm 1.
+    """
+
+    traits: ClassVar[frozenset[str]] = PairwiseWeighting.traits | {"stateful"}
+    targets: Tensor
+
+    def __init__(self, beta: float = 0.01, order: str | Sequence[str] = "random") -> None:
+        super().__init__(order)
+        self.beta = check_share("GradVac", "beta", beta)
+
+    def build_state(self, count: int) -> None:
+        """Targets of zero for all pairs, ``[m, m]``."""
+        super().build_state(count)
+        self.register_buffer("targets", torch.zeros(count, count))
+
+    def solve(self, gramian: Array, losses: Array | None, tasks: Sequence[str]) -> Solved:
+        """Weights ``[p]``; renews the targets of the present pairs."""
+        places = self.index(tasks).to(self.targets.device)
+        pairs = (places[:, None], places)
+        targets = self.targets[pairs].to("cpu", torch.float64).numpy()
+        weights, renewed = gradvac_weights(gramian, targets, self.visits(tasks), self.beta)
+        self.targets[pairs] = torch.from_numpy(renewed).to(self.targets)
+        return Solved(weights)

@@ -111,9 +111,11 @@ def lines(
             axes.set(xlim=(limits[0] - pad, limits[1] + pad), ylim=(limits[0] - pad, limits[1] + pad))
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         if any(line.label for line in series):
-            axes.legend()
+            # Many lines leave no free corner.
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}
+            axes.legend(**(below if len(series) > 2 else {}))
 
-    return _svg(draw, (3.6, 3.5) if square else (4.4, 2.7), title)
+    return _svg(draw, (3.6, 3.5) if square else (4.6, 2.6), title)
 
 
 def _line(axes: Axes, line: Line) -> None:
@@ -193,7 +195,9 @@ def heat_map(shares: NDArray[np.float64], names: Sequence[str], *, title: str) -
         if k <= MAX_CELL_TEXTS:
             _cell_texts(axes, shown, size * (0.95 if k <= 12 else 0.8))
         labels = [shortened(name) for name in names]
-        axes.set_xticks(range(k), labels, rotation=90 if k > 4 else 0, fontsize=min(size, 9))
+        # Upright below the cells unless every name fits into the width of one.
+        upright = max(map(len, labels)) > 7 * cell / 0.42
+        axes.set_xticks(range(k), labels, rotation=90 if upright else 0, fontsize=min(size, 9))
         axes.set_yticks(range(k), labels, fontsize=min(size, 9))
         axes.tick_params(length=0)
         axes.set(xlim=(-0.5, k - 0.5), ylim=(k - 0.5, -0.5), xlabel="predicted", ylabel="true", title=title)
@@ -262,7 +266,10 @@ def _inlined(svg: str, title: str) -> Markup:
     width, height = (float(side) for side in box.groups()) if box else (360.0, 240.0)
     body = svg[svg.index(">") + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
+    # Hundredths of a point are finer than any screen.
+    body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), body)
     body = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", body)
     body = re.sub(r"\n\s*", " ", body)
     for colour, variable in _VARIABLES.items():

@@ -30,15 +30,17 @@ class Cell:
 
     Args:
         text: What it says; escaped by the template.
-        tone: ``"good"``, ``"bad"``, ``"quiet"`` or empty.
+        tone: ``"good"``, ``"bad"``, ``"quiet"`` or empty; of the note if there is one.
         bar: Length of a bar behind the text, from 0 to 1, or None for no bar.
         link: Anchor on the page that the text leads to, or empty.
+        note: What stands below the text in small letters, or empty.
     """
 
     text: str
     tone: str = ""
     bar: float | None = None
     link: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,9 @@ def value_cell(value: float | None, *, share: bool = False) -> Cell:
 
     Example:
         >>> value_cell(0.5, share=True)
-        Cell(text='0.5000', tone='', bar=0.5, link='')
+        Cell(text='0.5000', tone='', bar=0.5, link='', note='')
         >>> value_cell(None)
-        Cell(text='–', tone='quiet', bar=None, link='')
+        Cell(text='–', tone='quiet', bar=None, link='', note='')
     """
     if value is None or not math.isfinite(value):
         return Cell(number(None), tone="quiet")

@@ -42,8 +42,7 @@ def percent(share: float | None) -> str:
         return DASH
     if 0 < share < 0.0005:
         return "< 0.1 %"
-    text = f"{100 * share:.1f}"
-    return f"{text.removesuffix('.0')} %"
+    return f"{100 * share:.0f} %" if share in (0, 1) else f"{100 * share:.1f} %"
 
 
 def duration(seconds: float | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
-from polytask.reporting.plots import MAX_POINTS, Line, lines
+from polytask.reporting.plots import Line, lines
 from polytask.reporting.record import RunRecord
 from polytask.reporting.section import Section, fill
 from polytask.reporting.sections.learning import column
@@ -15,6 +15,7 @@ from polytask.reporting.tables import Cell, Column, Table, value_cell
 from polytask.reporting.words import metric_label, percent
 
 MAX_LINES = 8
+POINTS = 60
 # Columns of the history that are about the step itself, not about how tasks were balanced.
 _NOT_BALANCING = ("scope", "epoch", "step", "lr")
 
@@ -42,7 +43,7 @@ def _together(record: RunRecord, names: Sequence[str], title: str) -> list[Marku
     for index, name in enumerate(names[:MAX_LINES]):
         steps, values = smoothed(*column(record.balancing, name, "step"))
         if steps:
-            label = _pair(name) if len(names) > 1 else ""
+            label = _label(record, name) if len(names) > 1 else ""
             series.append(Line(steps, values, label=label, colour=index))
     if not series:
         return []
@@ -50,9 +51,7 @@ def _together(record: RunRecord, names: Sequence[str], title: str) -> list[Marku
     return [lines(series, title=title + more, x_label="step")]
 
 
-def smoothed(
-    steps: Sequence[float], values: Sequence[float], limit: int = MAX_POINTS
-) -> tuple[list[float], list[float]]:
+def smoothed(steps: Sequence[float], values: Sequence[float], limit: int = POINTS) -> tuple[list[float], list[float]]:
     """At most ``limit`` points, each the mean of its neighbours, so that single noisy steps do not hide the course.
 
     Example:
@@ -78,7 +77,7 @@ def _cosine_table(record: RunRecord, names: Sequence[str]) -> Table | None:
         values = np.asarray(column(record.balancing, name, "step")[1], dtype=float)
         opposed = float((values < 0).mean())
         cells = (value_cell(float(values.mean())), Cell(percent(opposed), bar=opposed), value_cell(float(values.min())))
-        rows.append((Cell(_pair(name)), *cells))
+        rows.append((Cell(_label(record, name)), *cells))
     if not rows:
         return None
     columns = (
@@ -90,6 +89,11 @@ def _cosine_table(record: RunRecord, names: Sequence[str]) -> Table | None:
     return Table(columns, tuple(rows), caption="Pairs of tasks, the most opposed first", folded=len(rows) > 15)
 
 
-def _pair(name: str) -> str:
-    """What follows the first dot of a history column, with the dot between two tasks spelled out."""
-    return name.partition(".")[2].replace(".", " and ", 1) if name.startswith("cosine.") else name.partition(".")[2]
+def _label(record: RunRecord, name: str) -> str:
+    """The task or the pair of tasks that a history column is about; a task's name may hold dots itself."""
+    kind, _, rest = name.partition(".")
+    names = [task.name for task in record.tasks]
+    if kind != "cosine":
+        return rest
+    pairs = (f"{a} and {b}" for a in names for b in names if rest == f"{a}.{b}")
+    return next(pairs, rest.replace(".", " and ", 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from polytask.reporting.record import RunRecord, TaskRecord
 from polytask.reporting.section import Section, fill, task_anchor
 from polytask.reporting.tables import Cell, Column, Table, value_cell
@@ -37,18 +39,16 @@ def scores_table(record: RunRecord) -> Table:
     """One row per task: its primary metric on every split, and the reference values beside it."""
     splits = _splits(record)
     sources = list(dict.fromkeys(source for task in record.tasks for source in task.reference))
-    columns = [Column("task", numeric=False), Column("kind", numeric=False), Column("metric", numeric=False)]
+    columns = [Column("task", numeric=False), Column("metric", numeric=False)]
     columns += [Column(split) for split in splits]
-    for source in sources:
-        columns += [Column(source), Column("difference", help="In the metric's own unit; better or worse is said.")]
+    columns += [Column(source) for source in sources]
     rows = []
     for index, task in enumerate(record.tasks):
         arrow = "↑" if task.directions.get(task.primary, True) else "↓"
-        cells = [Cell(task.name, link=task_anchor(index)), Cell(task.kind, tone="quiet")]
-        cells.append(Cell(f"{metric_label(task.primary)} {arrow}"))
+        name = Cell(task.name, link=task_anchor(index), note=task.kind, tone="quiet")
+        cells = [name, Cell(f"{metric_label(task.primary)} {arrow}")]
         cells += [value_cell(task.scores.get(split, {}).get(task.primary)) for split in splits]
-        for source in sources:
-            cells += [value_cell(task.reference.get(source, {}).get(task.primary)), _difference(task, source)]
+        cells += [_reference_cell(task, source) for source in sources]
         rows.append(tuple(cells))
     return Table(tuple(columns), tuple(rows))
 
@@ -60,13 +60,16 @@ def _splits(record: RunRecord) -> list[str]:
     return [split for split in first if split in known] + [split for split in known if split not in first]
 
 
-def _difference(task: TaskRecord, source: str) -> Cell:
-    better = gain(task, source)
+def _reference_cell(task: TaskRecord, source: str) -> Cell:
+    """A reference value, and below it how ours compares."""
+    value, better = value_cell(task.reference.get(source, {}).get(task.primary)), gain(task, source)
     if better is None:
-        return Cell(number(None), tone="quiet")
-    if number(abs(better)) == number(0.0):
-        return Cell("equal", tone="quiet")
-    return Cell(f"{number(abs(better))} {'better' if better > 0 else 'worse'}", tone="good" if better > 0 else "bad")
+        return value
+    size = number(abs(better))
+    if size == number(0.0):
+        return replace(value, note="ours equal", tone="quiet")
+    word, tone = ("better", "good") if better > 0 else ("worse", "bad")
+    return replace(value, note=f"ours {size} {word}", tone=tone)
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:

@@ -34,7 +34,7 @@ def _view(task: TaskRecord, anchor: str) -> dict[str, Any]:
     classes = classes_view(np.asarray(confusion["matrix"], dtype=float), task.classes) if confusion else None
     wide = classes is not None and len(classes.names) > 4
     if classes is not None and not wide:
-        plots.insert(0, _heat(classes.shares, classes.names))
+        plots.append(_heat(classes.shares, classes.names))
     return {
         "anchor": anchor,
         "name": task.name,

@@ -68,7 +68,7 @@ class DecodeBinary:
 
 @dataclass(frozen=True)
 class DecodeClasses:
-    """The predicted class and its probability.
+    """The predicted class and its probability, and a probability for each class.
 
     Args:
         names: Of the classes; None gives their numbers.
@@ -82,7 +82,9 @@ class DecodeClasses:
         """Columns of raw outputs ``[rows, k]``, or ``[rows, k - 1]`` for ordered classes."""
         scores = ordinal_scores(raw) if self.ordered else softmax_scores(raw)
         best = median_class(scores) if self.ordered else scores.argmax(1)
-        return {"": _named(best, self.names), "probability": scores[np.arange(len(scores)), best]}
+        names = self.names or tuple(str(number) for number in range(scores.shape[1]))
+        columns = {"": _named(best, self.names), "probability": scores[np.arange(len(scores)), best]}
+        return columns | {f"probability_{name}": scores[:, at] for at, name in enumerate(names)}
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,42 @@ def test_unknown_options_and_names_are_errors():
         B.build(B.build("mgda", tasks=["x"]), tasks=["y"])
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], torch.tensor([1, 2, 0])])
+def test_a_given_order_is_the_order_of_the_projections(order):
+    rows = jacobian() - 0.9 * jacobian().mean(0)
+    expected = torch.zeros(7, dtype=torch.float64)
+    for i in range(3):
+        corrected = rows[i].clone()
+        for j in [int(j) for j in order if int(j) != i]:
+            corrected -= torch.clamp(corrected @ rows[j], max=0) / (rows[j] @ rows[j]) * rows[j]
+        expected += corrected
+    torch.testing.assert_close(B.aggregate(rows, "pcgrad", order=order), expected)
+    torch.testing.assert_close(B.weights(rows @ rows.T, "pcgrad", order=order) @ rows, expected)
+
+
+def test_the_order_matters_where_rows_conflict():
+    rows = jacobian() - 0.9 * jacobian().mean(0)
+    one, other = (B.aggregate(rows, "pcgrad", order=order) for order in ([0, 1, 2], [2, 1, 0]))
+    assert not torch.allclose(one, other)
+    with pytest.raises(BalancerError, match=r"must name every task once.* got \[0, 1, 1\]"):
+        B.aggregate(rows, "pcgrad", order=[0, 1, 1])
+    drawn = [B.aggregate(rows, "pcgrad", generator=torch.Generator().manual_seed(4)) for _ in range(2)]
+    assert torch.equal(*drawn)
+
+
+def test_given_uniform_numbers_decide_the_signs():
+    rows = torch.tensor([[3.0, 1.0, -2.0], [-1.0, 1.0, 1.0]])
+    # P is 3/4, 1 and 1/3: the numbers below keep the positive, the positive and the negative sign.
+    kept = B.aggregate(rows, "graddrop", uniform=torch.tensor([0.7, 0.99, 0.4]))
+    torch.testing.assert_close(kept, torch.tensor([3.0, 2.0, -2.0]))
+    flipped = B.aggregate(rows, "graddrop", uniform=torch.tensor([0.8, 0.99, 0.3]))
+    torch.testing.assert_close(flipped, torch.tensor([-1.0, 2.0, 1.0]))
+    with pytest.raises(BalancerError, match=r"uniform has shape \[2\]; give one number for each of the 3"):
+        B.aggregate(rows, "graddrop", uniform=torch.ones(2))
+    with pytest.raises(RecipeError, match="Unknown option 'uniform'"):
+        B.aggregate(rows, "mgda", uniform=torch.ones(3))
+
+
 def net():
     torch.manual_seed(0)
     trunk = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 5)).double()

@@ -30,8 +30,9 @@ def aggregate(
         balancer: A registry key, a mapping with a name, or an instance.
         losses: The tasks' losses, shape ``[m]``, for methods that read them.
         generator: Source of randomness, for methods that draw.
-        options: Options of the method, and inputs of one call (such as ``order`` or ``uniform``) where the method
-            takes them.
+        options: Options of the method, and inputs of one call where the method takes them: ``order``, row numbers
+            in the order in which ``pcgrad`` and ``gradvac`` visit them; ``uniform``, numbers ``[n]`` between 0 and 1
+            for ``graddrop``.
 
     Returns:
         Direction, shape ``[n]``, in the Jacobian's dtype.
@@ -112,6 +113,8 @@ def _method(
     kind = _kind(balancer)
     takes = set(inspect.signature(_call_of(kind)).parameters) if kind is not None else set()
     into_constructor = {key: call.pop(key) for key in list(call) if key not in takes}
+    if isinstance(into_constructor.get("order"), Tensor):
+        into_constructor["order"] = into_constructor["order"].tolist()
     method = build(balancer, tasks=tasks, **options, **into_constructor)
     if isinstance(method, LossWeighting):
         raise BalancerError(

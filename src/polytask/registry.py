@@ -45,6 +45,22 @@ ENCODERS = {
 SHARINGS = {
     "hard": Entry("polytask.sharing.hard:Hard", "One trunk for all tasks, optionally with private layers."),
     "separate": Entry("polytask.sharing.separate:Separate", "One network a task: the single-task baseline."),
+    "mmoe": Entry(
+        "polytask.sharing.mmoe:MMoE",
+        "Multi-gate mixture of experts: shared experts, and one gate a task that mixes them.",
+    ),
+    "cgc": Entry(
+        "polytask.sharing.cgc:CGC",
+        "Customized gate control: a task's gate mixes shared experts and experts of its own.",
+    ),
+    "ple": Entry(
+        "polytask.sharing.ple:PLE",
+        "Progressive layered extraction: customized gate control in levels, with a shared gate between them.",
+    ),
+    "dselect_k": Entry(
+        "polytask.sharing.dselect_k:DSelectK",
+        "Mixture of experts with sparse gates that are smooth: each of k selectors settles on one expert.",
+    ),
 }
 
 BALANCERS: dict[str, Entry] = {

@@ -19,7 +19,7 @@ Order: TypeAlias = NDArray[np.int64]
 
 # A corrected gradient below this share of the original's squared norm is rounding: it has no cosine.
 _VANISHED = 1e-14
-# A target cosine is held this far below 1: the correction grows without bound as it tends to 1.
+# A target cosine is held this far within -1 and 1, where the correction would grow without bound.
 _LARGEST_TARGET = 1.0 - 1e-12
 
 
@@ -99,22 +99,27 @@ def gradvac_weights(gramian: Array, targets: Array, order: Order, beta: float) -
     """
     parts = condition(gramian)
     count, kept = len(parts.kept), np.ix_(parts.kept, parts.kept)
+    visits = _without_zero_rows(order, parts.kept)
     coefficients, rows, squares = np.eye(count), np.arange(count), np.ones(count)
+    # A pair is visited once a step: all that depends on the old targets alone is worked out before.
     aims = targets[kept]
-    for visited in _without_zero_rows(order, parts.kept).T:
+    rho = np.take_along_axis(aims, visits, 1).T
+    rho_sines = np.sqrt(1.0 - np.minimum(np.abs(rho), _LARGEST_TARGET) ** 2)
+    ratios, shrinkage = rho / rho_sines, 1.0 / rho_sines**2
+    renewed = rho.copy()
+    for place, visited in enumerate(visits.T):
         known = (visited != rows) & (squares > _VANISHED)
         lengths = np.sqrt(squares)
         dots = np.einsum("ij,ij->i", coefficients, parts.cosines[visited])
-        phi = np.clip(np.divide(dots, lengths, out=np.zeros(count), where=known), -1.0, 1.0)
-        rho = aims[rows, visited]
-        low = known & (phi < rho)
-        rho_sine = np.sqrt(1.0 - np.minimum(rho, _LARGEST_TARGET) ** 2)
+        phi = np.minimum(np.maximum(np.divide(dots, lengths, out=np.zeros(count), where=known), -1.0), 1.0)
+        low = known & (phi < rho[place])
         sine_squared = (1.0 - phi) * (1.0 + phi)
-        step = lengths * (rho * np.sqrt(sine_squared) / rho_sine - phi)
-        coefficients[rows, visited] += np.where(low, step, 0.0)
+        step = lengths * (ratios[place] * np.sqrt(sine_squared) - phi)
+        coefficients[rows, visited] += step * low
         # The part of v across u_j stays, and is |new v| times the sine of the target: no cancellation.
-        squares = np.where(low, squares * sine_squared / rho_sine**2, squares)
-        aims[rows, visited] = np.where(known, (1.0 - beta) * rho + beta * phi, rho)
-    renewed = targets.copy()
-    renewed[kept] = aims
-    return parts.spread((parts.norms @ coefficients) / parts.norms, fill=1.0), renewed
+        squares = np.where(low, squares * sine_squared * shrinkage[place], squares)
+        np.copyto(renewed[place], (1.0 - beta) * rho[place] + beta * phi, where=known)
+    np.put_along_axis(aims, visits, renewed.T, 1)
+    result = targets.copy()
+    result[kept] = aims
+    return parts.spread((parts.norms @ coefficients) / parts.norms, fill=1.0), result

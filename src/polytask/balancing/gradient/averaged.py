@@ -129,8 +129,8 @@ class MoCo(JacobianAggregator):
     with the y as rows of Y, :math:`\beta_t = \beta / t^{\sigma_\beta}` and
     :math:`\gamma_t = \gamma / t^{\sigma_\gamma}`; the projection is exact. For the tracking, t counts the
     steps in which the task is present; for the weights, all steps. The authors' experiments first scale every
-    gradient to the norm of its loss. The paper does not, nor does this class; the transform
-    ``normalize_rows`` gives unit gradients.
+    gradient to the norm of its loss. The paper does not, nor does this class; put the transform
+    ``normalize_rows("loss")`` before it for that.
 
     :math:`\gamma` has the units of one over a squared gradient: the method is not free of scale, and with
     large gradients the weights jump between corners. Absent tasks keep y and their weight; the others share

@@ -1,13 +1,15 @@
-"""Running gradients: one row a task, kept between steps and in checkpoints."""
+"""Running gradients and running numbers: one entry a task, kept between steps and in checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from polytask.balancing.base import Balancer
+from polytask.balancing.loss.common import present, store
 from polytask.errors import BalancerError
 
 
@@ -73,6 +75,37 @@ class TaskRows(nn.Module):
         if isinstance(saved, Tensor) and saved.ndim == 2 and len(saved) == len(self.rows):
             self.rows = torch.zeros_like(saved, device=self.rows.device)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class TaskAverage(nn.Module):
+    """A running average of one number a task, which starts at the first number.
+
+    Args:
+        count: Number of tasks.
+        keep: Share of the old average, in [0, 1].
+
+    Attributes:
+        values: Shape ``[m]``, float32.
+        seen: Which tasks have an average, bool ``[m]``.
+    """
+
+    values: Tensor
+    seen: Tensor
+
+    def __init__(self, count: int, keep: float) -> None:
+        super().__init__()
+        self.keep = keep
+        self.register_buffer("values", torch.zeros(count))
+        self.register_buffer("seen", torch.zeros(count, dtype=torch.bool))
+
+    def update(self, owner: Balancer, tasks: Sequence[str], values: Tensor) -> Tensor:
+        """Averages of the present tasks ``[p]`` with their new ``values`` ``[p]``; the others stay."""
+        seen = present(owner, self.seen, tasks, torch.empty(0, dtype=torch.bool, device=values.device))
+        old = present(owner, self.values, tasks, values)
+        averages = torch.where(seen, self.keep * old + (1.0 - self.keep) * values, values)
+        store(owner, self.values, tasks, averages)
+        store(owner, self.seen, tasks, torch.ones_like(seen))
+        return averages
 
 
 def falling(start: float, steps: Tensor, power: float) -> Tensor:

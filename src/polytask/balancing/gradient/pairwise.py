@@ -20,16 +20,18 @@ class PairwiseWeighting(SolvedWeighting):
     """A method whose result depends on the order in which a task visits the others.
 
     Args:
-        order: ``"random"``, drawn anew for every task and step, or task names: the same order for all.
+        order: ``"random"``, drawn anew for every task and step, or task names (or their positions): the same
+            order for all.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({"identity_for_one_task", "scale_equivariant", "random"})
 
-    def __init__(self, order: str | Sequence[str] = "random") -> None:
+    def __init__(self, order: str | Sequence[str | int] = "random") -> None:
         super().__init__()
         if isinstance(order, str):
             check_choice(type(self).__name__, "order", order, ("random",))
         self.order = order if isinstance(order, str) else tuple(order)
+        self.shared_order: tuple[str, ...] = ()
 
     def build_state(self, count: int) -> None:
         """Check that a given order names every task once.
@@ -38,7 +40,11 @@ class PairwiseWeighting(SolvedWeighting):
             BalancerError: if it does not.
         """
         super().build_state(count)
-        if not isinstance(self.order, str) and sorted(self.order) != sorted(self.tasks):
+        if isinstance(self.order, str):
+            return
+        named = [self.tasks[item] if isinstance(item, int) and 0 <= item < count else item for item in self.order]
+        self.shared_order = tuple(str(item) for item in named)
+        if sorted(self.shared_order) != sorted(self.tasks):
             raise BalancerError(
                 f"{type(self).__name__}: order must name every task once, {list(self.tasks)}; got {list(self.order)}."
             )
@@ -49,9 +55,7 @@ class PairwiseWeighting(SolvedWeighting):
         if isinstance(self.order, str):
             drawn: Order = torch.rand(count, count, generator=self.generator).argsort(dim=1).numpy()
             return drawn
-        # Before ``setup`` no check has run; a task that the order lacks is visited last.
-        rank = {task: place for place, task in enumerate(self.order)}
-        shared = sorted(range(count), key=lambda place: rank.get(tasks[place], len(rank)))
+        shared = sorted(range(count), key=lambda place: self.shared_order.index(tasks[place]))
         return np.tile(np.asarray(shared, dtype=np.int64), (count, 1))
 
 
@@ -67,8 +71,8 @@ class PCGrad(PairwiseWeighting):
     generator, so the update scales with the gradients at any scale.
 
     Args:
-        order: ``"random"``, drawn anew for every task and step as in the paper, or task names: the same
-            order for all tasks, which makes the method deterministic.
+        order: ``"random"``, drawn anew for every task and step as in the paper, or task names (or their
+            positions): the same order for all tasks, which makes the method deterministic.
 
     Raises:
         BalancerError: for another word, or (in ``setup``) names that are not the tasks.
@@ -119,7 +123,7 @@ class GradVac(PairwiseWeighting):
     traits: ClassVar[frozenset[str]] = PairwiseWeighting.traits | {"stateful"}
     targets: Tensor
 
-    def __init__(self, beta: float = 0.01, order: str | Sequence[str] = "random") -> None:
+    def __init__(self, beta: float = 0.01, order: str | Sequence[str | int] = "random") -> None:
         super().__init__(order)
         self.beta = check_share("GradVac", "beta", beta)
 

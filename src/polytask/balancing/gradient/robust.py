@@ -144,12 +144,32 @@ class GradDrop(JacobianAggregator):
         # Not part of the checkpoint: it is an option, and the options of the resumed run hold.
         self.register_buffer("leaks", leaks, persistent=False)
 
-    def aggregate(self, jacobian: Tensor, losses: Tensor | None, tasks: Sequence[str]) -> Tensor:
-        """Direction ``[n]`` from gradients ``[p, n]``."""
+    def aggregate(
+        self, jacobian: Tensor, losses: Tensor | None, tasks: Sequence[str], *, uniform: Tensor | None = None
+    ) -> Tensor:
+        """The update direction.
+
+        Args:
+            jacobian: Gradients of the present tasks, ``[p, n]``.
+            losses: Not read.
+            tasks: Names of the present tasks.
+            uniform: U for this call, ``[n]``, instead of a draw.
+
+        Returns:
+            Direction ``[n]``.
+        """
+        uniform = self._draw(jacobian) if uniform is None else uniform.to(jacobian.device)
+        if uniform.shape != jacobian.shape[1:]:
+            raise BalancerError(
+                f"GradDrop: uniform has shape {list(uniform.shape)}; give one number for each of the "
+                f"{jacobian.shape[1]} columns."
+            )
+        leak = self.leak if isinstance(self.leak, float) else present(self, self.leaks, tasks, uniform)
+        return graddrop(jacobian, uniform, leak)
+
+    def _draw(self, jacobian: Tensor) -> Tensor:
         seed = int(torch.randint(2**62, (1,), generator=self.generator))
         drawn = torch.Generator(jacobian.device).manual_seed(seed)
         uniform = torch.rand(jacobian.shape[1], generator=drawn, device=jacobian.device)
         # The open interval: where all gradients agree, their sign is kept for certain.
-        uniform.clamp_(min=torch.finfo(uniform.dtype).tiny)
-        leak = self.leak if isinstance(self.leak, float) else present(self, self.leaks, tasks, uniform)
-        return graddrop(jacobian, uniform, leak)
+        return uniform.clamp_(min=torch.finfo(uniform.dtype).tiny)

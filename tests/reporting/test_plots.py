@@ -33,6 +33,12 @@ def test_a_line_falls_where_its_values_fall():
     assert (np.diff(drawn[:, 1]) > 0).all()  # SVG counts downwards
 
 
+def test_epochs_are_counted_in_whole_numbers():
+    texts = re.findall(r">\s*([\d.]+)\s*</text>", lines([Line([1, 2], [0.5, 0.25])], title="t", x_label="epoch"))
+    assert {"1", "2"} <= set(texts)
+    assert "1.5" not in texts
+
+
 def test_gaps_are_left_open():
     svg = lines([Line([0, 1, 2, 3], [1.0, None, float("nan"), 2.0])], title="gaps")
     assert "nan" not in svg.lower()

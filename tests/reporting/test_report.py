@@ -211,6 +211,15 @@ def test_the_conflict_section_is_absent_without_rows():
     assert conflict(bare(task(), balancing=({"step": 1, "lr": 0.1, "loss.a": 1.0},))) is None
 
 
+def test_weights_that_never_change_are_said_and_not_drawn():
+    rows = tuple({"step": i, "weight.a": 1.0, "weight.b": 0.5} for i in range(3))
+    made = str(conflict(bare(task("a"), task("b"), balancing=rows)).html)
+    assert "The weights stayed the same in every step: a 1, b 0.5." in made
+    assert "<svg" not in made
+    changed = (*rows, {"step": 3, "weight.a": 2.0})
+    assert "<svg" in str(conflict(bare(task("a"), task("b"), balancing=changed)).html)
+
+
 def test_a_section_is_one_function(monkeypatch):
     from polytask.reporting import report
 

@@ -20,6 +20,8 @@ MAX_POINTS = 200
 MAX_VECTOR_CELLS = 30
 MAX_CELL_TEXTS = 20
 LABEL_LENGTH = 26
+# Half an epoch between two marks of an axis would be odd.
+COUNTED = ("epoch", "step")
 
 # Matplotlib knows no CSS variables: it draws in colours that nothing else has, which are exchanged afterwards.
 INK, MUTED, LINE = "#010101", "#010102", "#010103"
@@ -110,6 +112,8 @@ def lines(
             pad = 0.02 * (limits[1] - limits[0])
             axes.set(xlim=(limits[0] - pad, limits[1] + pad), ylim=(limits[0] - pad, limits[1] + pad))
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
+        if x_label in COUNTED:
+            axes.xaxis.get_major_locator().set_params(integer=True)
         if any(line.label for line in series):
             # Many lines leave no free corner.
             below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}

@@ -25,17 +25,28 @@ def conflict(record: RunRecord) -> Section | None:
     names = list(dict.fromkeys(name for row in record.balancing for name in row))
     weights = [name for name in names if name.startswith("weight.")]
     cosines = [name for name in names if name.startswith("cosine.")]
+    fixed = _fixed(record, weights)
     known = {*weights, *cosines, *_NOT_BALANCING}
     others = [name for name in names if name not in known and not name.startswith("loss.")]
     drawn = [
-        *_together(record, weights, "weight of each task"),
+        *([] if fixed else _together(record, weights, "weight of each task")),
         *_together(record, _most_opposed(record, cosines), "cosine between gradients"),
         *(plot for name in others for plot in _together(record, [name], metric_label(name))),
     ]
-    if not drawn:
+    if not drawn and not fixed:
         return None
-    html = fill("conflict.html.j2", balancer=record.balancer, plots=drawn, table=_cosine_table(record, cosines))
+    table = _cosine_table(record, cosines)
+    html = fill("conflict.html.j2", balancer=record.balancer, fixed=fixed, plots=drawn, table=table)
     return Section("conflict", "Balancing and conflict", html)
+
+
+def _fixed(record: RunRecord, weights: Sequence[str]) -> str:
+    """The weights in words if none ever changed, since flat lines on top of each other show nothing."""
+    values = {name: column(record.balancing, name, "step")[1] for name in weights}
+    if not values or any(min(of) != max(of) for of in values.values() if of):
+        return ""
+    shown = [f"{_label(record, name)} {of[0]:.4g}" for name, of in values.items() if of]
+    return f"The weights stayed the same in every step: {', '.join(shown)}." if shown else ""
 
 
 def _together(record: RunRecord, names: Sequence[str], title: str) -> list[Markup]:

@@ -54,14 +54,15 @@ def _heat(shares: Any, names: tuple[str, ...]) -> Markup:
 
 
 def metrics_table(task: TaskRecord) -> Table:
-    """Every metric of a task on every split, with the reference values; the primary one comes first."""
+    """Every metric of a task on every split, with the reference values; the primary metric and the split that counts come first."""
     known = list(dict.fromkeys(name for values in task.scores.values() for name in values))
     names = [task.primary] + [name for name in known if name != task.primary]
-    columns = (Column("metric", numeric=False), *map(Column, task.scores), *map(Column, task.reference))
+    splits = sorted(task.scores, key=lambda split: split != shown_split(task))
+    columns = (Column("metric", numeric=False), *map(Column, splits), *map(Column, task.reference))
     rows = []
     for name in names:
         arrow = {True: " ↑", False: " ↓"}.get(task.directions.get(name), "")  # type: ignore[arg-type]
-        values = [of.get(name) for of in (*task.scores.values(), *task.reference.values())]
+        values = [of.get(name) for of in (*map(task.scores.__getitem__, splits), *task.reference.values())]
         rows.append((Cell(metric_label(name) + arrow), *map(value_cell, values)))
     return Table(columns, tuple(rows), folded=len(rows) > LONG, caption=f"{len(rows)} metrics")
 

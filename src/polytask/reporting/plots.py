@@ -102,6 +102,7 @@ def lines(
         >>> str(lines([Line([0, 1], [0.2, 0.4])], title="Loss"))[:12]
         '<svg viewBox'
     """
+    from matplotlib.ticker import MaxNLocator
 
     def draw(axes: Axes) -> None:
         for line in series:
@@ -113,7 +114,7 @@ def lines(
             axes.set(xlim=(limits[0] - pad, limits[1] + pad), ylim=(limits[0] - pad, limits[1] + pad))
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         if x_label in COUNTED:
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
         if any(line.label for line in series):
             # Many lines leave no free corner.
             below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}

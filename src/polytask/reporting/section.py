@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from polytask.reporting.words import duration, memory, plural
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -48,8 +50,6 @@ def task_anchor(index: int) -> str:
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from polytask.reporting import words
-
     environment = Environment(
         loader=PackageLoader("polytask.reporting"),
         autoescape=True,
@@ -58,11 +58,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=words.number,
-        percent=words.percent,
-        duration=words.duration,
-        memory=words.memory,
-        metric=words.metric_label,
+        duration=duration,
+        memory=memory,
     )
-    environment.globals.update(plural=words.plural)
+    environment.globals.update(plural=plural)
     return environment

@@ -54,7 +54,7 @@ def _heat(shares: Any, names: tuple[str, ...]) -> Markup:
 
 
 def metrics_table(task: TaskRecord) -> Table:
-    """Every metric of a task on every split, with the reference values; the primary metric and the split that counts come first."""
+    """Every metric of a task on every split, with the reference values; what counts most comes first."""
     known = list(dict.fromkeys(name for values in task.scores.values() for name in values))
     names = [task.primary] + [name for name in known if name != task.primary]
     splits = sorted(task.scores, key=lambda split: split != shown_split(task))

@@ -81,7 +81,8 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         facts.append((f"{sum(part.parameters for part in record.model.parts):,}", "trained parameters"))
     if record.epochs:
         best = f", best {record.best_epoch}" if record.best_epoch is not None else ""
-        facts.append((str(record.epochs[-1].get("epoch", len(record.epochs))), f"epochs{best}"))
+        done = record.epochs[-1].get("epoch", len(record.epochs))
+        facts.append((f"{done:,}", f"{'epoch' if done == 1 else 'epochs'}{best}"))
     if record.timings.seconds is not None:
         facts.append((duration(record.timings.seconds), f"training{_on(record)}"))
     if record.timings.peak_memory_bytes is not None:

@@ -46,6 +46,11 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def is_module(name: str) -> bool:
+    path = SOURCE.parent / Path(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
 def imported(path: Path, everywhere: bool = True) -> set[str]:
     """Modules of polytask that a file imports; with ``everywhere`` also those inside of functions."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -56,7 +61,10 @@ def imported(path: Path, everywhere: bool = True) -> set[str]:
             found |= {alias.name for alias in node.names if alias.name.startswith("polytask.")}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "polytask":
             whole = node.module or ""
-            found |= {f"{whole}.{alias.name}" for alias in node.names} if whole == "polytask" else {whole}
+            names = {f"{whole}.{alias.name}" for alias in node.names}
+            # `from package import module` needs the module; other names need the package itself.
+            modules_named = {name for name in names if is_module(name)}
+            found |= modules_named | ({whole} if names - modules_named else set())
     return found
 
 

@@ -34,7 +34,9 @@ def model(seed=0):
 
 
 def settings(**changes):
-    return TrainingSettings(**{"epochs": 3, "batch_size": 16, "lr": 0.05, "optimizer": "sgd", "select": "last", **changes})
+    return TrainingSettings(
+        **{"epochs": 3, "batch_size": 16, "lr": 0.05, "optimizer": "sgd", "select": "last", **changes}
+    )
 
 
 def weights(m):
@@ -121,9 +123,7 @@ def test_absent_task_keeps_its_head_and_its_optimizer_state():
 def test_a_penalty_has_its_gradient_and_is_not_balanced():
     data = rows(missing=0.0)
     plain = train(model(), [data], settings=settings(steps=1)).model
-    with_penalty = train(
-        model(), [data], settings=settings(steps=1, penalties=PenaltySettings(l2=0.5))
-    ).model
+    with_penalty = train(model(), [data], settings=settings(steps=1, penalties=PenaltySettings(l2=0.5))).model
     start = model().sharing.encoder[0].weight
     difference = plain.sharing.encoder[0].weight - with_penalty.sharing.encoder[0].weight
     assert torch.allclose(difference, 0.05 * 0.5 * start, atol=1e-6)
@@ -132,7 +132,9 @@ def test_a_penalty_has_its_gradient_and_is_not_balanced():
 def test_a_loss_that_is_not_finite_names_task_and_step(tmp_path):
     data = rows(missing=0.0)
     data.targets("size")[20] = 1e30
-    with pytest.raises(TrainingError, match=r"The loss of '\w+' became \w+ in step \d+ \(epoch 1\).*lower learning rate"):
+    with pytest.raises(
+        TrainingError, match=r"The loss of '\w+' became \w+ in step \d+ \(epoch 1\).*lower learning rate"
+    ):
         train(model(), [data], settings=settings(lr=1e30), path=tmp_path)
     assert not (tmp_path / "checkpoints" / "last.safetensors").exists()
 

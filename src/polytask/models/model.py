@@ -52,6 +52,7 @@ class MultiTaskModel(nn.Module):
         input_schema: How frames become inputs, once the model was trained on a frame.
 
     Example:
+        >>> import torch
         >>> from polytask.sharing import Hard
         >>> from polytask.tasks import binary, regression
         >>> model = MultiTaskModel(Hard(nn.Linear(3, 8)), [binary("up"), regression("size")])

@@ -212,7 +212,7 @@ class EmaGradients(Transform):
         """The averages, with this step's gradients in them."""
         places = owner.index(tasks)
         rows, kept, steps = self.averages.read(jacobian, places)
-        rate = torch.where(steps > 1, 1.0 - self.beta, 1.0)
+        rate = torch.where(steps > 1, 1.0 - self.beta, 1.0).to(rows)
         averages = kept.lerp_(rows, rate[:, None])
         self.averages.write(places, averages)
         return averages

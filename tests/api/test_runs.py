@@ -179,3 +179,19 @@ class TestCommands:
         for group in registry.GROUPS:
             output = self.run("list", group).output
             assert all(name in output for name in registry.entries(group))
+
+
+def test_a_run_can_be_resumed_with_and_without_its_display(recipe, tmp_path, capsys):
+    done = pt.run(recipe, out=tmp_path / "run", progress=True)
+    before = (done.path / "metrics.json").read_bytes()
+    resume_run(done.path, progress=False)
+    assert (done.path / "metrics.json").read_bytes() == before
+
+
+def test_the_report_gets_the_rows_that_have_conflict_figures(recipe, tmp_path):
+    changes = {"balancer": {"name": "mgda", "at": "features"}, "training": {**recipe["training"], "epochs": 20}}
+    done = pt.run({**recipe, **changes}, out=tmp_path / "run", progress=False)
+    record = json.loads((done.path / "report.json").read_text())
+    assert record["balancing"]
+    assert all("conflict_rate" in row for row in record["balancing"])
+    assert record["tasks"][0]["labelled"]["train"] > 100

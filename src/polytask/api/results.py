@@ -23,6 +23,7 @@ from polytask.reporting import (
 )
 from polytask.reporting.report import write_report
 from polytask.serving import write_bundle
+from polytask.tasks.task import labelled
 from polytask.training.fit import Run
 from polytask.training.runtime import Runtime
 from polytask.training.settings import TrainingSettings
@@ -151,9 +152,16 @@ def _task_record(
         classes=tuple(task.target.classes or ()),
         scores={part: dict(of[name]) for part, of in scores.items() if name in of},
         reference=context.reference.get(name, {}),
-        labelled={part: of.counts[name] for part, of in scores.items() if name in of},
+        labelled={"train": _labelled(context.sources["train"], name)}
+        | {part: of.counts[name] for part, of in scores.items() if name in of},
         figures=figures(task, found) if found is not None else {},
     )
+
+
+def _labelled(sources: Sequence[Source], task: str) -> int:
+    """Training rows with a label; 0 for data that are read row by row."""
+    targets = [source.targets(task) for source in sources if task in source.tasks]
+    return sum(int(labelled(values).sum()) for values in targets if values is not None)
 
 
 def _model_summary(model: MultiTaskModel) -> ModelSummary:

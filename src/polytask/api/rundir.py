@@ -107,12 +107,16 @@ class RunDirectory:
         return load_recipe(path)
 
     def balancing_rows(self, most: int = 400) -> list[dict[str, float]]:
-        """Rows of scope "step" of history.csv, thinned to ``most``, with their numbers; for the report."""
+        """Rows of scope "step" of history.csv, thinned to ``most``, with their numbers; for the report.
+
+        Conflict figures are there in every tenth row only: where there are such rows, the others are left out.
+        """
         path = self.path / "history.csv"
         if not path.exists():
             return []
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["scope"] == "step"]
+        rows = [row for row in rows if row.get("conflict_rate")] or rows
         stride = -(-len(rows) // most) or 1
         chosen = rows[::stride]
         return [{k: float(v) for k, v in row.items() if v and k not in ("scope", "epoch")} for row in chosen]

@@ -137,7 +137,7 @@ def _assemble(
     schedule = build_schedule(settings, optimizer, steps)
     hooks = _callbacks(model, validation, settings, path, runtime) + list(callbacks)
     loop = Loop(model, mixer, validation, engine, optimizer, schedule, runtime, settings, hooks, path)
-    return loop, engine.describe()
+    return loop, f"{engine.describe()} {loop.conflicts.describe()}"
 
 
 def _callbacks(

@@ -73,8 +73,8 @@ class Loop:
         self.builder = StepBuilder(
             model, runtime, settings.accumulate, settings.penalties, settings.input_noise, settings.seed
         )
-        self.recorder = Recorder(settings.log_every)
-        self.conflicts = ConflictLog()
+        self.conflicts = ConflictLog(engine, settings.monitor_every, settings.log_every)
+        self.recorder = Recorder(settings.log_every, self.conflicts.note_weights)
         self.step = 0
         self.stop_reason: str | None = None
         self.history: list[dict[str, Any]] = []
@@ -119,6 +119,7 @@ class Loop:
         rate = self.schedule.get_last_lr()[0]
         self.optimizer.zero_grad(set_to_none=True)
         if micro:
+            conflict = self.conflicts.probe(self.step + 1, micro)
             report = self.engine.backward(micro)
             self.runtime.sum_gradients(self.model.parameters())
             self._note_gradients()
@@ -126,7 +127,7 @@ class Loop:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
             self.optimizer.step()
             self.engine.after_step(micro)
-            conflict = self.conflicts.look(self.step + 1, report)
+            conflict |= self.conflicts.look(self.step + 1, report)
             self.recorder.add(report, epoch=self.epoch + 1, step=self.step + 1, lr=rate, **conflict)
         self.schedule.step()
         self.step += 1
@@ -200,11 +201,21 @@ class Loop:
             "engine": self.engine.state_dict(),
             "mixer": self.mixer.state_dict(),
             "recorder": self.recorder.state_dict(),
+            "conflicts": self.conflicts.state_dict(),
             "history": self.history,
             "noise": self.runtime.gather(self.builder.generator.get_state()),
             "random": self.runtime.gather(random_state()),
-            "callbacks": [callback.state_dict() for callback in self.callbacks],
+            "callbacks": {name: callback.state_dict() for name, callback in self._named_callbacks().items()},
         }
+
+    def _named_callbacks(self) -> dict[str, Callback]:
+        """Callbacks by class name, numbered where a class comes twice."""
+        names: dict[str, Callback] = {}
+        for callback in self.callbacks:
+            kind = type(callback).__name__
+            count = sum(type(other).__name__ == kind for other in names.values())
+            names[f"{kind}-{count + 1}" if count else kind] = callback
+        return names
 
     def checkpoint(self) -> None:
         """Write the checkpoint of this moment, if the run has a folder."""
@@ -221,15 +232,14 @@ class Loop:
         """Go on from the checkpoint of the run in ``path``.
 
         Raises:
-            TrainingError: if there is none, or it is of another number of processes or callbacks.
+            TrainingError: if there is none, or it is of another number of processes.
         """
         state = load_state(path / CHECKPOINT)
-        for what, saved, now in (
-            ("processes", len(state["random"]), self.runtime.world),
-            ("callbacks", len(state["callbacks"]), len(self.callbacks)),
-        ):
-            if saved != now:
-                raise TrainingError(f"The checkpoint in '{path}' has {saved} {what} but this run {now}. Use the same.")
+        if len(state["random"]) != self.runtime.world:
+            raise TrainingError(
+                f"The checkpoint in '{path}' is of {len(state['random'])} processes but this run has "
+                f"{self.runtime.world}. Use the same number."
+            )
         self.step, self.stop_reason, self.history = state["step"], state["stop_reason"], state["history"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -237,9 +247,12 @@ class Loop:
         self.engine.load_state_dict(state["engine"])
         self.mixer.load_state_dict(state["mixer"])
         self.recorder.load_state_dict(state["recorder"])
+        self.conflicts.load_state_dict(state["conflicts"])
         self.builder.generator.set_state(state["noise"][self.runtime.rank])
-        for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
-            callback.load_state_dict(saved)
+        for name, callback in self._named_callbacks().items():
+            # A callback that only shows things may come or go between two sittings.
+            if name in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][name])
         set_random_state(state["random"][self.runtime.rank])
 
     def _restore_schedule(self, state: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,10 +20,11 @@ class Recorder:
 
     Args:
         log_every: Steps between rows; every step counts in the epoch's means all the same.
+        on_weights: Told the weights of every step that had some, when they are read.
     """
 
-    def __init__(self, log_every: int = 1):
-        self.log_every = log_every
+    def __init__(self, log_every: int = 1, on_weights: Callable[[Mapping[str, float]], None] | None = None):
+        self.log_every, self._on_weights = log_every, on_weights
         self._waiting: list[tuple[dict[str, Any], StepReport]] = []
         self._flushed = time.monotonic()
         self.sums: dict[str, float] = {}
@@ -48,6 +49,8 @@ class Recorder:
         for (facts, report), values in zip(self._waiting, self._numbers(), strict=True):
             for task in report.losses:
                 self._count(task, values[f"loss.{task}"], facts)
+            if self._on_weights is not None and report.weights:
+                self._on_weights({task: values[f"weight.{task}"] for task in report.weights})
             if facts["step"] % self.log_every == 0:
                 rows.append({"scope": "step", **facts, **values})
         self._waiting.clear()

@@ -89,6 +89,10 @@ class TrainingSettings:
         validate_every: Epochs between validations.
         checkpoint_every: Steps between checkpoints besides the one at the end of every epoch.
         log_every: Steps between rows of ``history.csv``.
+        monitor_every: Steps between looks at how much the tasks' gradients conflict; 0 never looks. A look costs
+            a part of a step where the method takes no gradients apart, and nothing else where it does (those
+            methods are looked at every tenth step, or as often as this says if that is more often). It never
+            changes what is trained.
         penalties: L1, L2, elastic net, and weights of the sharing's penalties.
         input_noise: Standard deviation of the Gaussian noise that training adds to numeric inputs.
         sampler: How separate sources take turns: a name, or name and options.
@@ -115,6 +119,7 @@ class TrainingSettings:
     validate_every: int = 1
     checkpoint_every: int | None = None
     log_every: int = 1
+    monitor_every: int = 100
     penalties: PenaltySettings = field(default_factory=PenaltySettings)
     input_noise: float = 0.0
     sampler: str | Mapping[str, Any] = "proportional"
@@ -128,7 +133,7 @@ class TrainingSettings:
         for name in ("steps", "patience", "checkpoint_every"):
             value = getattr(self, name)
             _require(name, value, value is None or value >= 1, "at least 1, or null")
-        for name in ("weight_decay", "input_noise"):
+        for name in ("weight_decay", "input_noise", "monitor_every"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _require("lr", self.lr, self.lr > 0, "above 0")
         _require("clip", self.clip, self.clip is None or self.clip > 0, "above 0, or null")

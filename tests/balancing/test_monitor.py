@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from polytask.balancing import ConflictMonitor, StepReport, conflict
+from polytask.balancing.weight_watch import WeightWatch
 from polytask.errors import BalancerError
 
 ROWS = torch.tensor([[3.0, 0.0], [-1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
@@ -39,7 +42,7 @@ def test_only_every_so_many_steps_and_only_with_a_gramian():
     looked = [monitor.observe(report(ROWS)) is not None for _ in range(4)]
     assert looked == [True, False, True, False]
     assert monitor.observe(StepReport({"a": torch.tensor(1.0)})) is None
-    assert len(monitor.steps) == 2
+    assert monitor.looks == 2
 
 
 def test_warnings_name_what_stands_out():
@@ -52,6 +55,60 @@ def test_warnings_name_what_stands_out():
     assert "hardly counts in a plain sum" in texts[1]
     assert texts[2] == "'c' has a mean weight of 0, while 0.667 is typical: it is hardly trained."
     assert len(texts) == 3
+
+
+def test_a_pair_near_a_right_angle_is_not_named():
+    monitor = ConflictMonitor()
+    for cosine in (-0.04, -0.04, -0.05):
+        monitor.add(torch.tensor([[1.0, cosine], [cosine, 1.0]]), ["a", "b"])
+    assert monitor.warnings() == []
+    monitor.add(torch.tensor([[1.0, -0.3], [-0.3, 1.0]]), ["a", "b"])
+    assert monitor.warnings() == ["'a' and 'b' conflict in 100 % of the steps looked at (mean cosine -0.11)."]
+
+
+def test_state_goes_on_where_it_was():
+    whole, first, second = ConflictMonitor(), ConflictMonitor(), ConflictMonitor()
+    reports = [report(ROWS * torch.tensor([[1.0], [sign], [1.0]])) for sign in (1.0, -1.0, 1.0, 1.0)]
+    for one in reports:
+        whole.observe(one)
+    for one in reports[:2]:
+        first.observe(one)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for one in reports[2:]:
+        second.observe(one)
+    assert second.warnings() == whole.warnings() != []
+    assert second.state_dict() == whole.state_dict()
+
+
+def noted(*steps):
+    watch = WeightWatch()
+    for count, weights in steps:
+        for _ in range(count):
+            watch.note(weights)
+    return watch
+
+
+def test_who_holds_the_weight_is_named_only_while_it_lasts():
+    heavy, even = {"a": 0.95, "b": 0.05}, {"a": 0.6, "b": 0.4}
+    assert noted((50, even), (250, heavy)).sentences("famo") == ["'a' has held 95 % of the weight for 250 steps."]
+    assert noted((199, heavy)).sentences("famo") == []
+    assert noted((250, heavy), (1, even)).sentences("famo") == []
+    assert noted((150, heavy), (150, {"a": 0.05, "b": 0.95})).sentences("famo") == []
+
+
+def test_weights_that_stay_proportional_to_equal_ones_are_named():
+    same = {"a": 0.5, "b": 0.4975}
+    (text,) = noted((30, same)).sentences("nash_mtl")
+    assert text == "'nash_mtl' equals equal weighting so far: in 30 steps its weights differed by at most 1 %."
+    assert noted((19, same)).sentences("nash_mtl") == []
+    assert noted((30, same), (1, {"a": 0.5, "b": 0.49})).sentences("nash_mtl") == []
+    assert noted((30, {"a": -1.0, "b": -1.0})).sentences("imtl_g") == []
+
+
+def test_steps_that_say_nothing_about_weights_are_left_out():
+    watch = noted((300, {"a": 1.0}), (5, {"a": 0.0, "b": 0.0}), (5, {"a": float("nan"), "b": 1.0}))
+    assert watch.steps == 0
+    assert watch.sentences("famo") == []
 
 
 def test_wrong_shapes_are_refused():

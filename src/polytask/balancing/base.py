@@ -28,6 +28,7 @@ class Balancer(nn.Module, ABC):
     Attributes:
         tasks: Names in the order of the state; empty before ``setup``.
         generator: The only source of randomness, on the CPU; its state is part of ``state_dict``.
+        fallbacks: In how many steps a documented fallback was taken, by its reason in words.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset()
@@ -39,12 +40,15 @@ class Balancer(nn.Module, ABC):
     """Whether it reads loss values (a Gramian or Jacobian method may not)."""
     looks_again: ClassVar[bool] = False
     """Whether ``after_step`` uses ``relook``."""
+    fixed_weights: ClassVar[bool] = False
+    """Whether the weights are the same in every step, so that the monitor need not watch them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tasks: tuple[str, ...] = ()
         self.kinds: dict[str, str] = {}
         self.generator = torch.Generator().manual_seed(0)
+        self.fallbacks: dict[str, int] = {}
 
     def setup(self, tasks: Sequence[str], kinds: Mapping[str, str] | None = None, seed: int = 0) -> None:
         """Create the state for these tasks.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from polytask.balancing.types import StepReport
+from polytask.balancing.weight_watch import WeightWatch
 from polytask.errors import BalancerError
 
-Key = TypeVar("Key")
+CONFLICTS = -0.05
+"""A pair whose mean cosine is above this is not named: near zero the sign is chance."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,18 @@ def conflict(gramian: Tensor, tasks: Sequence[str], weights: Tensor | None = Non
 
 
 class ConflictMonitor:
-    """Collects conflict figures from step reports and says in words what stands out.
+    """Collects conflict figures and says in words what stands out; keeps sums only.
 
-    It only reads Gramians that the engine formed anyway: a loss weighting forms none, so it sees nothing there.
+    ``observe`` reads Gramians that the engine formed anyway. A loss weighting forms none: give ``add`` the products
+    that an engine's ``probe`` returns.
 
     Args:
-        every: Look at one step in so many.
+        every: ``observe`` looks at one step in so many.
+        method: Name of the method, for the sentences.
+
+    Attributes:
+        looks: How many Gramians were looked at.
+        watch: What the weights say; ``observe`` feeds it, or whoever has the weights of more steps.
 
     Raises:
         BalancerError: if ``every`` is below one.
@@ -93,63 +101,88 @@ class ConflictMonitor:
         ["'a' and 'b' conflict in 100 % of the steps looked at (mean cosine -0.90)."]
     """
 
-    def __init__(self, every: int = 1):
+    def __init__(self, every: int = 1, method: str = "the method"):
         if every < 1:
             raise BalancerError(f"every must be at least 1; got {every}.")
-        self.every = every
+        self.every, self.method = every, method
         self.seen = 0
-        self.steps: list[Conflict] = []
+        self.looks = 0
+        self.watch = WeightWatch()
+        self._pairs: dict[tuple[str, str], _PairSums] = {}
 
     def observe(self, report: StepReport) -> Conflict | None:
         """Figures of this step; None between two looks, or where no Gramian was formed."""
         due = self.seen % self.every == 0
         self.seen += 1
-        if not due or report.gramian is None:
+        if not due:
             return None
         tasks = tuple(report.losses)
-        weights = torch.stack([report.weights[task] for task in tasks]) if report.weights else None
-        found = conflict(report.gramian, tasks, weights)
-        self.steps.append(found)
+        weights = torch.stack([report.weights[task] for task in tasks]).detach().cpu() if report.weights else None
+        if weights is not None:
+            self.watch.note(dict(zip(tasks, weights.tolist(), strict=True)))
+        return None if report.gramian is None else self.add(report.gramian, tasks, weights)
+
+    def add(self, gramian: Tensor, tasks: Sequence[str], weights: Tensor | None = None) -> Conflict:
+        """Figures of a Gramian, which count in the sentences.
+
+        Args:
+            gramian: Inner products of the tasks' gradients, ``[m, m]``.
+            tasks: Their names.
+            weights: Weights of the gradients ``[m]``, or None.
+        """
+        found = conflict(gramian, tasks, weights)
+        self.looks += 1
+        for pair, cosine in found.cosines.items():
+            sums = self._pairs.setdefault(pair, _PairSums())
+            sums.count += 1
+            sums.negative += cosine < 0
+            sums.cosine += cosine
+            sums.ratio += found.ratios[pair]
         return found
 
     def warnings(self, conflicts: float = 0.5, ratio: float = 0.01, weight: float = 0.01) -> list[str]:
         """What stands out in the steps seen so far, in words.
 
         Args:
-            conflicts: Name a pair whose gradients conflict in more than this share of the steps.
+            conflicts: Name a pair whose gradients conflict in more than this share of the steps, if their mean
+                cosine is below -0.05 as well.
             ratio: Name a pair whose magnitudes differ by more than this on average.
             weight: Name a task whose mean weight is below this share of the mean weight of all.
         """
         texts = []
-        for (one, other), values in _gathered([step.cosines for step in self.steps]).items():
-            rate, mean = sum(value < 0 for value in values) / len(values), sum(values) / len(values)
-            if rate > conflicts:
+        for (one, other), sums in self._pairs.items():
+            rate, mean = sums.negative / sums.count, sums.cosine / sums.count
+            if rate > conflicts and mean < CONFLICTS:
                 texts.append(
                     f"'{one}' and '{other}' conflict in {100 * rate:.0f} % of the steps looked at (mean cosine "
                     f"{mean:.2f})."
                 )
-        for (one, other), values in _gathered([step.ratios for step in self.steps]).items():
-            mean = sum(values) / len(values)
+        for (one, other), sums in self._pairs.items():
+            mean = sums.ratio / sums.count
             if mean < ratio:
                 texts.append(
                     f"The gradients of '{one}' and '{other}' differ in size: the shorter is {mean:.2g} of the longer "
                     "on average, and hardly counts in a plain sum."
                 )
-        return texts + self._light_tasks(weight)
+        return texts + self.watch.sentences(self.method, weight)
 
-    def _light_tasks(self, share: float) -> list[str]:
-        means = {task: sum(v) / len(v) for task, v in _gathered([step.weights for step in self.steps]).items()}
-        typical = sum(abs(value) for value in means.values()) / max(1, len(means))
-        return [
-            f"'{task}' has a mean weight of {value:.3g}, while {typical:.3g} is typical: it is hardly trained."
-            for task, value in means.items()
-            if abs(value) < share * typical
-        ]
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that was seen, as plain data."""
+        pairs = [[*pair, vars(sums)] for pair, sums in self._pairs.items()]
+        return {"seen": self.seen, "looks": self.looks, "pairs": pairs, "watch": self.watch.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.seen, self.looks = state["seen"], state["looks"]
+        self._pairs = {(one, other): _PairSums(**sums) for one, other, sums in state["pairs"]}
+        self.watch.load_state_dict(state["watch"])
 
 
-def _gathered(steps: Sequence[Mapping[Key, float]]) -> dict[Key, list[float]]:
-    found: dict[Key, list[float]] = {}
-    for step in steps:
-        for key, value in step.items():
-            found.setdefault(key, []).append(value)
-    return found
+@dataclass
+class _PairSums:
+    """Sums over the looks at one pair of tasks."""
+
+    count: int = 0
+    negative: int = 0
+    cosine: float = 0.0
+    ratio: float = 0.0

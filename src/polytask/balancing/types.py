@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from polytask.balancing.base import Balancer
 
 Tap = Callable[[dict[str, Tensor]], Mapping[str, Mapping[str, Tensor]]]
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all processes; the identity on one process."""
+Figures = Literal["own", "features", "none"]
+"""Where conflict figures come from: the Gramian of the step itself, a probe at the features, or nowhere."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,20 @@ class Engine(Protocol):
     After ``backward`` every ``.grad`` holds this process's share: the training loop sums ``.grad`` over
     processes once, clips, and steps the optimizer; then it calls ``after_step``.
     """
+
+    @property
+    def balancer(self) -> Balancer:
+        """The method that is run."""
+        ...
+
+    @property
+    def figures(self) -> Figures:
+        """Where conflict figures come from."""
+        ...
+
+    def probe(self, micro: Sequence[MicroBatch]) -> tuple[tuple[str, ...], Tensor] | None:
+        """Tasks and the inner products of their gradients of the features, before ``backward``; leaves no trace."""
+        ...
 
     def backward(self, micro: Sequence[MicroBatch]) -> StepReport:
         """Run the forwards and backwards of one step; ``.grad`` was None before."""

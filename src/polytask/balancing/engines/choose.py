@@ -76,10 +76,11 @@ def engine(
         raise BalancerError(f"every must be a whole number of at least 1; got {every!r}.")
     if isinstance(balancer, LossWeighting):
         _check_loss_weighting(balancer, at, rescale_to)
-        return LossEngine(balancer, parameters, Options(None, every, "none", accumulate, reduce), optimizer)
+        plain = Options(None, every, "none", accumulate, reduce, memory_budget, features_ok)
+        return LossEngine(balancer, parameters, plain, optimizer)
     place = at if at is not None else str(getattr(balancer, "default_at", "parameters"))
     _check_word("at", place, PLACES)
-    options = Options(place, every, rescale_to, accumulate, reduce, memory_budget)
+    options = Options(place, every, rescale_to, accumulate, reduce, memory_budget, features_ok)
     if place == "features" and not features_ok:
         raise BalancerError(f"at: features does not work here: {why_not}. Use at: parameters.")
     if isinstance(balancer, JacobianAggregator):

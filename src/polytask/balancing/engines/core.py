@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polytask.balancing.base import Balancer
+from polytask.balancing.base import Balancer, GramianWeighting
+from polytask.balancing.engines.heads import heads_only, plain_tap, rows_of, stacked
 from polytask.balancing.engines.replay import RandomState, Replay
-from polytask.balancing.types import Losses, MicroBatch, Parameters, Reduce, StepReport
+from polytask.balancing.engines.rows import exact_products
+from polytask.balancing.types import Figures, Losses, MicroBatch, Parameters, Reduce, StepReport
 from polytask.errors import BalancerError, unknown
 
 PLACES = ("parameters", "last", "features")
@@ -32,11 +33,7 @@ class Options:
     accumulate: str = "exact"
     reduce: Reduce | None = None
     memory_budget: int = 2**30
-
-
-def plain_tap(features: dict[str, Tensor]) -> Mapping[str, Mapping[str, Tensor]]:
-    """The tap that changes nothing: every task reads the features themselves."""
-    return defaultdict(lambda: features)
+    features_ok: bool = True
 
 
 def own_optimizer(balancer: Balancer, given: Mapping[str, Any] | None) -> torch.optim.Optimizer | None:
@@ -135,6 +132,47 @@ class BaseEngine(ABC):
                 total.add(self.check_losses(batch, batch.forward(plain_tap)))
         tasks = tuple(task for task in self.balancer.tasks if task in total.values)
         return dict(zip(tasks, self.reduced(total.stack(tasks)).unbind(), strict=True))
+
+    @property
+    def figures(self) -> Figures:
+        """Where conflict figures come from: the step's own Gramian, ``probe``, or nowhere."""
+        if len(self.balancer.tasks) < 2:
+            return "none"
+        if isinstance(self.balancer, GramianWeighting):
+            return "own"
+        return "features" if self.options.features_ok else "none"
+
+    def probe(self, micro: Sequence[MicroBatch]) -> tuple[tuple[str, ...], Tensor] | None:
+        """Inner products of the tasks' gradients of the shared features, for the log.
+
+        Costs a forward and the heads' backwards of one micro-batch, and leaves no trace: random state, module
+        buffers and ``.grad`` are as before. With several processes all must call it in the same steps.
+
+        Args:
+            micro: The step's micro-batches; the first with two tasks is looked at.
+
+        Returns:
+            Names of its tasks and their products ``[p, p]``, float64, summed over processes; None without such
+            a micro-batch or features, or where the gradients would exceed the memory budget on some process.
+        """
+        batch = next((batch for batch in micro if len(batch.tasks) > 1), None)
+        if self.figures != "features" or batch is None:
+            return None
+        tasks = tuple(task for task in self.balancer.tasks if task in batch.tasks)
+        with self.replay.peek():
+            losses, leaves = heads_only(batch)
+        if not leaves:
+            return None
+        some = next(iter(leaves.values()))
+        found = torch.zeros(len(tasks) ** 2 + 1, dtype=torch.float64, device=some.device)
+        size = 4 * len(tasks) * sum(z.numel() for z in leaves.values())
+        if size > self.options.memory_budget:
+            found[-1] = 1.0
+        else:
+            for stack in stacked(rows_of(losses, leaves, tasks), leaves):
+                found[:-1] += exact_products(stack.reshape(len(tasks), -1)).reshape(-1)
+        found = self.reduced(found).cpu()
+        return None if found[-1] > 0 else (tasks, found[:-1].view(len(tasks), len(tasks)))
 
     def learn(self, objective: Tensor | None) -> None:
         """Gradients of the method's own Parameters; ``after_step`` steps them."""

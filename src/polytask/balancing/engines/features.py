@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from polytask.balancing.base import JacobianAggregator
-from polytask.balancing.engines.core import Sums, plain_tap
+from polytask.balancing.engines.core import Sums
 from polytask.balancing.engines.gradients import GradientEngine, report, roots
+from polytask.balancing.engines.heads import heads_only, rows_of, stacked
 from polytask.balancing.engines.node import Combine, Link, aliases, unreached, weighted
 from polytask.balancing.engines.rows import check_finite, exact_products, products
 from polytask.balancing.types import Losses, MicroBatch, StepReport
@@ -132,27 +133,14 @@ class FeatureEngine(GradientEngine):
 
     def _rows(self, batch: MicroBatch, order: list[str]) -> tuple[list[Tensor], Losses]:
         """Every task's gradient of the features, one stack ``[p, ...]`` a feature tensor."""
-        leaves: dict[str, Tensor] = {}
-
-        def tap(features: dict[str, Tensor]) -> Mapping[str, Mapping[str, Tensor]]:
-            # The trunk ran without a graph; from here on the heads need one, down to the features.
-            torch.set_grad_enabled(True)
-            leaves.update({key: z.detach().requires_grad_() for key, z in features.items()})
-            return plain_tap(leaves)
-
-        with torch.no_grad():
-            losses = self.check_losses(batch, batch.forward(tap))
-        if not leaves:
-            check_called([])
-        by_task = []
-        for task in order:
-            grads = torch.autograd.grad(losses.tasks[task], list(leaves.values()), retain_graph=True, allow_unused=True)
-            if all(grad is None for grad in grads):
+        losses, leaves = heads_only(batch)
+        self.check_losses(batch, losses)
+        check_called([True] if leaves else [])
+        rows = rows_of(losses, leaves, order)
+        for task, mine in zip(order, rows, strict=True):
+            if all(row is None for row in mine):
                 raise BalancerError(unreached(tuple(leaves), [task]))
-            by_task.append(
-                [torch.zeros_like(z) if g is None else g for g, z in zip(grads, leaves.values(), strict=True)]
-            )
-        return [torch.stack(column) for column in zip(*by_task, strict=True)], losses
+        return stacked(rows, leaves), losses
 
     def forward(self, batch: MicroBatch, combine: Combine, tasks: tuple[str, ...]) -> Losses:
         """Run the model with a balance node at the tap."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from polytask.balancing.base import GramianWeighting
-from polytask.balancing.engines.core import BaseEngine, Sums, plain_tap
+from polytask.balancing.engines.core import BaseEngine, Sums
+from polytask.balancing.engines.heads import plain_tap
 from polytask.balancing.engines.jacobian import add_gradient
 from polytask.balancing.engines.rows import check_finite, lost_digits, on_host, semi_definite, symmetrised
 from polytask.balancing.types import Losses, MicroBatch, StepReport

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from polytask.balancing.base import LossWeighting
-from polytask.balancing.engines.core import BaseEngine, Sums, plain_tap
+from polytask.balancing.engines.core import BaseEngine, Sums
+from polytask.balancing.engines.heads import plain_tap
 from polytask.balancing.types import Losses, MicroBatch, StepReport
 from polytask.errors import BalancerError
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from polytask.balancing.base import Balancer, JacobianAggregator
-from polytask.balancing.engines.core import Options, Sums, plain_tap
+from polytask.balancing.engines.core import Options, Sums
 from polytask.balancing.engines.gradients import GradientEngine, add_gradients, backward_penalty, gradients, report
+from polytask.balancing.engines.heads import plain_tap
 from polytask.balancing.engines.jacobian import Jacobian, blocks_of
 from polytask.balancing.engines.rows import check_finite, exact_products, products
 from polytask.balancing.types import Losses, MicroBatch, Parameters, StepReport

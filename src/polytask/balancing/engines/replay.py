@@ -1,4 +1,4 @@
-"""Looking at a batch twice: same dropout masks, BatchNorm statistics moved once."""
+"""Looking at a batch twice: same dropout masks, buffers such as BatchNorm statistics moved once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 RandomState = tuple[Tensor, dict[int, Tensor]]
 
@@ -33,7 +32,7 @@ class Replay:
     """Runs a forward that must leave no trace.
 
     Args:
-        module: Whose BatchNorm statistics are kept, or None if the modules are unknown.
+        module: Whose buffers are kept, or None if the modules are unknown.
         devices: Devices whose random state counts.
     """
 
@@ -47,7 +46,7 @@ class Replay:
 
     @contextmanager
     def peek(self, start: RandomState | None = None) -> Iterator[None]:
-        """Run forwards whose random draws and BatchNorm updates are undone at the end.
+        """Run forwards whose random draws and updates of buffers are undone at the end.
 
         Args:
             start: Random state to begin with; the present one if None.
@@ -59,19 +58,19 @@ class Replay:
         try:
             yield
         finally:
-            for norm, buffers in kept:
-                norm._buffers.update(buffers)
+            for module, buffers in kept:
+                module._buffers.update(buffers)
             set_random_state(before)
 
     def _set_aside(self) -> list[tuple[nn.Module, dict[str, Tensor | None]]]:
-        """Give every tracking BatchNorm copies of its statistics; return the originals.
+        """Give every module in training copies of its buffers (BatchNorm, spectral norm); return the originals.
 
         The originals are not written to, because a graph that waits for its backward may hold them.
         """
         kept: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
-        for norm in self.module.modules() if self.module is not None else ():
-            if isinstance(norm, _NormBase) and norm.training and norm.track_running_stats:
-                originals = dict(norm._buffers)
-                kept.append((norm, originals))
-                norm._buffers.update({k: None if b is None else b.clone() for k, b in originals.items()})
+        for module in self.module.modules() if self.module is not None else ():
+            if module.training and module._buffers:
+                originals = dict(module._buffers)
+                kept.append((module, originals))
+                module._buffers.update({k: None if b is None else b.clone() for k, b in originals.items()})
         return kept

@@ -27,6 +27,7 @@ class Sum(GramianWeighting):
     traits: ClassVar[frozenset[str]] = frozenset(
         {"identity_for_one_task", "permutation_equivariant", "scale_equivariant"}
     )
+    fixed_weights: ClassVar[bool] = True
 
     def weigh(self, gramian: Tensor, losses: Tensor | None, tasks: Sequence[str]) -> Tensor:
         """A weight of one for each present task, ``[p]``."""
@@ -46,6 +47,7 @@ class Mean(GramianWeighting):
     """
 
     traits: ClassVar[frozenset[str]] = Sum.traits
+    fixed_weights: ClassVar[bool] = True
 
     def weigh(self, gramian: Tensor, losses: Tensor | None, tasks: Sequence[str]) -> Tensor:
         """One over the number of present tasks, for each of them, ``[p]``."""

@@ -34,10 +34,6 @@ class SolvedWeighting(GramianWeighting):
 
     traits: ClassVar[frozenset[str]] = frozenset({"identity_for_one_task", "permutation_equivariant"})
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._warned: set[str] = set()
-
     @abstractmethod
     def solve(self, gramian: Array, losses: Array | None, tasks: Sequence[str]) -> Solved:
         """Weights of at least two tasks, from a finite Gramian ``[p, p]`` and losses ``[p]``."""
@@ -72,9 +68,10 @@ class SolvedWeighting(GramianWeighting):
         return torch.from_numpy(np.ascontiguousarray(solved.weights))
 
     def _warn(self, status: str) -> None:
-        if status not in self._warned:
-            self._warned.add(status)
-            warnings.warn(f"{type(self).__name__}: {_MEANINGS[status]}.", BalancerWarning, stacklevel=3)
+        meaning = _MEANINGS[status]
+        self.fallbacks[meaning] = self.fallbacks.get(meaning, 0) + 1
+        if self.fallbacks[meaning] == 1:
+            warnings.warn(f"{type(self).__name__}: {meaning}.", BalancerWarning, stacklevel=3)
 
 
 def check_choice(method: str, option: str, value: Any, choices: Sequence[Any]) -> None:

@@ -34,6 +34,7 @@ class Equal(LossWeighting):
         {"permutation_equivariant", "scale_equivariant", "identity_for_one_task"}
     )
     needs_losses: ClassVar[bool] = False
+    fixed_weights: ClassVar[bool] = True
 
     def weigh(self, losses: Tensor, tasks: Sequence[str]) -> Tensor:
         """Ones, shape ``[p]``."""
@@ -65,6 +66,7 @@ class Static(LossWeighting):
 
     traits: ClassVar[frozenset[str]] = frozenset({"scale_equivariant"})
     needs_losses: ClassVar[bool] = False
+    fixed_weights: ClassVar[bool] = True
     weights: Tensor
 
     def __init__(self, weights: Mapping[str, float] | Sequence[float]) -> None:

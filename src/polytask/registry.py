@@ -61,6 +61,23 @@ SHARINGS = {
         "polytask.sharing.dselect_k:DSelectK",
         "Mixture of experts with sparse gates that are smooth: each of k selectors settles on one expert.",
     ),
+    "cross_stitch": Entry(
+        "polytask.sharing.cross_stitch:CrossStitch",
+        "One tower a task, joined after the stages by units that mix the towers' activations.",
+    ),
+    "film": Entry(
+        "polytask.sharing.film:FiLM", "One trunk whose channels each task scales and shifts, as its embedding says."
+    ),
+    "adapters": Entry(
+        "polytask.sharing.adapters:Adapters", "One trunk with a narrow residual layer for each task after its stages."
+    ),
+    "lora": Entry(
+        "polytask.sharing.lora:LoRA", "One trunk whose linear layers have a correction of low rank for each task."
+    ),
+    "task_routing": Entry(
+        "polytask.sharing.task_routing:TaskRouting",
+        "One trunk in which each task uses some channels: those that all share, and some of its own.",
+    ),
 }
 
 BALANCERS: dict[str, Entry] = {

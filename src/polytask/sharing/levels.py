@@ -111,7 +111,9 @@ def mixed(weights: Tensor, outs: Tensor) -> Tensor:
         >>> mixed(torch.tensor([[0.5, 0.5]]), torch.tensor([[[2.0], [4.0]]]))
         tensor([[3.]])
     """
-    return torch.bmm(weights.unsqueeze(1).to(outs), outs.flatten(2)).view(len(outs), *outs.shape[2:])
+    # A few weights a row: a reduction is several times as fast here as a batched product of tiny matrices.
+    mixture: Tensor = torch.linalg.vecdot(weights.unsqueeze(-1).to(outs), outs.flatten(2), dim=1)
+    return mixture.view(len(outs), *outs.shape[2:])
 
 
 def gate_vector(state: Tensor, how: str) -> Tensor:

@@ -42,7 +42,7 @@ def test_a_run_leaves_what_the_readme_says(done, recipe):
     assert facts["versions"]["torch"]
     with (done.path / "timings.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
-    assert not [path for path in done.path.rglob(".*")], "unfinished files are left"
+    assert not list(done.path.rglob(".*")), "unfinished files are left"
 
 
 def test_the_resolved_recipe_gives_the_same_run(done, tmp_path):

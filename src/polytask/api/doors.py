@@ -43,6 +43,10 @@ def fit(
     sampler: str | Mapping[str, Any] = "proportional",
     select: str = "mean_improvement",
     patience: int | None = None,
+    validate_every: int = 1,
+    checkpoint_every: int | None = None,
+    log_every: int = 1,
+    loggers: Sequence[str] = (),
     seed: int = 0,
     device: str = "auto",
     precision: str | int = "32",
@@ -75,6 +79,10 @@ def fit(
         sampler: How separate sources take turns.
         select: Criterion for the best weights, or ``last``.
         patience: Validations without improvement until the run stops.
+        validate_every: Epochs between validations.
+        checkpoint_every: Steps between checkpoints besides those at the end of epochs.
+        log_every: Steps between rows of ``history.csv``.
+        loggers: ``["tensorboard"]`` writes event files beside ``out``'s history.
         seed: Of everything random.
         device: ``auto``, ``cpu``, ``cuda``, ...
         precision: ``32`` or ``bf16-mixed``.
@@ -116,6 +124,10 @@ def fit(
         sampler=sampler,
         select=select,
         patience=patience,
+        validate_every=validate_every,
+        checkpoint_every=checkpoint_every,
+        log_every=log_every,
+        loggers=tuple(loggers),
         seed=seed,
         device=device,
         precision=precision,

@@ -148,6 +148,8 @@ def _callbacks(
     runtime: Runtime,
 ) -> list[Callback]:
     found: list[Callback] = [TimingsFile(path if runtime.is_main else None)]
+    if path is None and settings.loggers:
+        raise RecipeError("training.loggers need a folder to write to. Give the run one with out=...")
     if path is not None:
         found.append(HistoryFile(path, runtime.is_main))
         if "tensorboard" in settings.loggers:

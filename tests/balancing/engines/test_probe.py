@@ -133,3 +133,16 @@ def test_processes_add_their_products_and_agree_on_a_budget():
     assert small.probe([micro_batch(model)]) is None
     assert engine(build("equal", tasks=TASKS), model, memory_budget=384).probe([micro_batch(model)]) is not None
     assert calls == [torch.Size([10])] * 2
+
+
+@pytest.mark.parametrize("power", [-18, 15])
+def test_gradients_that_float32_squares_cannot_hold(power):
+    model = model_of()
+    plain = micro_batch(model)
+
+    def forward(tap):
+        return Losses({task: loss * 10.0**power for task, loss in plain.forward(tap).tasks.items()})
+
+    runner = engine(build("equal", tasks=TASKS), model)
+    _, found = runner.probe([MicroBatch(TASKS, forward)])
+    torch.testing.assert_close(found / 100.0**power, explicit(model), rtol=1e-5, atol=1e-9)

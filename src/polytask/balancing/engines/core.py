@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from polytask.balancing.base import Balancer, GramianWeighting
 from polytask.balancing.engines.heads import heads_only, plain_tap, rows_of, stacked
 from polytask.balancing.engines.replay import RandomState, Replay
-from polytask.balancing.engines.rows import exact_products
+from polytask.balancing.engines.rows import exact_products, lost_digits, products
 from polytask.balancing.types import Figures, Losses, MicroBatch, Parameters, Reduce, StepReport
 from polytask.errors import BalancerError, unknown
 
@@ -163,16 +163,24 @@ class BaseEngine(ABC):
             losses, leaves = heads_only(batch)
         if not leaves:
             return None
-        some = next(iter(leaves.values()))
-        found = torch.zeros(len(tasks) ** 2 + 1, dtype=torch.float64, device=some.device)
         size = 4 * len(tasks) * sum(z.numel() for z in leaves.values())
-        if size > self.options.memory_budget:
-            found[-1] = 1.0
-        else:
-            for stack in stacked(rows_of(losses, leaves, tasks), leaves):
-                found[:-1] += exact_products(stack.reshape(len(tasks), -1)).reshape(-1)
-        found = self.reduced(found).cpu()
-        return None if found[-1] > 0 else (tasks, found[:-1].view(len(tasks), len(tasks)))
+        stacks = [] if size > self.options.memory_budget else stacked(rows_of(losses, leaves, tasks), leaves)
+        found = self._summed(stacks, len(tasks), leaves, products)
+        if found is not None and lost_digits(found):
+            found = self._summed(stacks, len(tasks), leaves, exact_products)
+        return None if found is None else (tasks, found)
+
+    def _summed(
+        self, stacks: Sequence[Tensor], count: int, leaves: Mapping[str, Tensor], form: Callable[[Tensor], Tensor]
+    ) -> Tensor | None:
+        """Products ``[count, count]`` over all processes, on the CPU; None if one of them has no stacks."""
+        device = next(iter(leaves.values())).device
+        total = torch.zeros(count**2 + 1, dtype=torch.float64, device=device)
+        total[-1] = float(not stacks)
+        for stack in stacks:
+            total[:-1] += form(stack.reshape(count, -1)).reshape(-1)
+        total = self.reduced(total).cpu()
+        return None if total[-1] > 0 else total[:-1].view(count, count)
 
     def learn(self, objective: Tensor | None) -> None:
         """Gradients of the method's own Parameters; ``after_step`` steps them."""

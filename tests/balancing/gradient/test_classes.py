@@ -140,7 +140,7 @@ def test_graddrop_and_trimmed_mean_keep_the_dtype():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PCGrad(order="randon"), "Unknown order 'randon'. Known: random. Did you mean 'random'?"),
+        (lambda: PCGrad(ordering="randon"), "Unknown ordering 'randon'. Known: random, given. Did you mean 'random'?"),
         (lambda: ready(PCGrad(order=["a", "b"])), "order must name every task once"),
         (lambda: GradVac(beta=1.5), "GradVac: beta must be a number between 0 and 1; got 1.5"),
         (lambda: IMTLG(rank_tolerance=-1.0), "IMTLG: rank_tolerance must be a number of at least 0"),

@@ -20,17 +20,18 @@ class PairwiseWeighting(SolvedWeighting):
     """A method whose result depends on the order in which a task visits the others.
 
     Args:
-        order: ``"random"``, drawn anew for every task and step, or task names (or their positions): the same
-            order for all.
+        ordering: ``"random"``, drawn anew for every task and step, or ``"given"``.
+        order: With ``"given"``, task names (or their positions), the same order for all; the order in which the
+            tasks are listed if it is left out. Giving it says ``ordering="given"``.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({"identity_for_one_task", "scale_equivariant", "random"})
 
-    def __init__(self, order: str | Sequence[str | int] = "random") -> None:
+    def __init__(self, ordering: str = "random", order: Sequence[str | int] | None = None) -> None:
         super().__init__()
-        if isinstance(order, str):
-            check_choice(type(self).__name__, "order", order, ("random",))
-        self.order = order if isinstance(order, str) else tuple(order)
+        check_choice(type(self).__name__, "ordering", ordering, ("random", "given"))
+        self.ordering = "random" if ordering == "random" and order is None else "given"
+        self.order = None if order is None else tuple(order)
         self.shared_order: tuple[str, ...] = ()
 
     def build_state(self, count: int) -> None:
@@ -40,7 +41,8 @@ class PairwiseWeighting(SolvedWeighting):
             BalancerError: if it does not.
         """
         super().build_state(count)
-        if isinstance(self.order, str):
+        if self.order is None:
+            self.shared_order = self.tasks
             return
         named = [self.tasks[item] if isinstance(item, int) and 0 <= item < count else item for item in self.order]
         self.shared_order = tuple(str(item) for item in named)
@@ -52,7 +54,7 @@ class PairwiseWeighting(SolvedWeighting):
     def visits(self, tasks: Sequence[str]) -> Order:
         """For each present task the order of its visits, int64 ``[p, p]``."""
         count = len(tasks)
-        if isinstance(self.order, str):
+        if self.ordering == "random":
             drawn: Order = torch.rand(count, count, generator=self.generator).argsort(dim=1).numpy()
             return drawn
         shared = sorted(range(count), key=lambda place: self.shared_order.index(tasks[place]))
@@ -71,8 +73,9 @@ class PCGrad(PairwiseWeighting):
     generator, so the update scales with the gradients at any scale.
 
     Args:
-        order: ``"random"``, drawn anew for every task and step as in the paper, or task names (or their
-            positions): the same order for all tasks, which makes the method deterministic.
+        ordering: ``"random"``, drawn anew for every task and step as in the paper, or ``"given"``, the same order
+            for all tasks, which makes the method deterministic.
+        order: The given order as task names or positions; that of the task list if it is left out.
 
     Raises:
         BalancerError: for another word, or (in ``setup``) names that are not the tasks.
@@ -104,10 +107,11 @@ class GradVac(PairwiseWeighting):
 
     Args:
         beta: Rate of the targets' average, in [0, 1]; the paper has 0.01.
+        ordering: As in PCGrad.
         order: As in PCGrad.
 
     Raises:
-        BalancerError: for a ``beta`` outside [0, 1], or an order that is neither ``"random"`` nor the tasks.
+        BalancerError: for a ``beta`` outside [0, 1], another ordering, or an order that is not the tasks.
 
     Example:
         >>> method = GradVac(beta=0.1)
@@ -123,8 +127,10 @@ class GradVac(PairwiseWeighting):
     traits: ClassVar[frozenset[str]] = PairwiseWeighting.traits | {"stateful"}
     targets: Tensor
 
-    def __init__(self, beta: float = 0.01, order: str | Sequence[str | int] = "random") -> None:
-        super().__init__(order)
+    def __init__(
+        self, beta: float = 0.01, ordering: str = "random", order: Sequence[str | int] | None = None
+    ) -> None:
+        super().__init__(ordering, order)
         self.beta = check_share("GradVac", "beta", beta)
 
     def build_state(self, count: int) -> None:

@@ -78,6 +78,18 @@ SHARINGS = {
         "polytask.sharing.task_routing:TaskRouting",
         "One trunk in which each task uses some channels: those that all share, and some of its own.",
     ),
+    "soft": Entry(
+        "polytask.sharing.soft:Soft",
+        "One network a task; a penalty on the distance of their weights is all that they share.",
+    ),
+    "attention": Entry(
+        "polytask.sharing.attention:TaskAttention",
+        "One trunk, over whose features each task attends with a query of its own.",
+    ),
+    "hierarchical": Entry(
+        "polytask.sharing.hierarchical:Hierarchical",
+        "One trunk, and layers for each task that also read the features of the tasks below it.",
+    ),
 }
 
 BALANCERS: dict[str, Entry] = {

@@ -12,7 +12,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    return [text for name, text in found if name == language]
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.splitlines()[-1][:30])
@@ -42,6 +43,5 @@ def test_pictures_and_files_that_it_names_exist():
 def test_commands_that_it_names_exist():
     from polytask.cli import main
 
-    plain = "\n".join(re.findall(r"```\n(.*?)```", README, flags=re.DOTALL))
-    found = set(re.findall(r"^polytask (\w+)", plain, flags=re.MULTILINE))
+    found = set(re.findall(r"^polytask (\w+)", "\n".join(blocks("")), flags=re.MULTILINE))
     assert {"fit", "evaluate", "predict", "list"} <= found <= set(main.commands)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from polytask.balancing import Losses, MicroBatch, build, engine
+from polytask.errors import BalancerError
 
 TASKS = ("a", "b", "c")
 
@@ -201,3 +202,88 @@ def test_sum_of_gradients_is_the_plain_sum_everywhere(at):
     model.zero_grad()
     engine(build("sum", tasks=TASKS), model, at=at).backward(micro)
     torch.testing.assert_close(flat_grad(model.parameters()), expected)
+
+
+def one_task_batches(model, x, targets, pieces=1, penalty=False):
+    """Separate data sets: each task has rows of its own, and micro-batches of its own."""
+    parts = dict(zip(TASKS, torch.arange(len(x)).chunk(3), strict=True))
+    made = []
+    for k, task in enumerate(TASKS):
+        total = len(parts[task])
+        for rows in parts[task].chunk(pieces):
+
+            def forward(tap, task=task, rows=rows, scale=1.0 + k, total=total):
+                outputs = model(x[rows], (task,), tap)
+                share = scale * (outputs[task] - targets[task][rows]).square().mean(1).sum() / total
+                extra = sum(p.square().sum() for p in model.parameters()) / (3 * pieces) if penalty else None
+                return Losses({task: share}, extra)
+
+            made.append(MicroBatch((task,), forward))
+    return made
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("penalty", [False, True])
+def test_separate_data_sets_at_the_parameters(pieces, penalty):
+    model, x, targets = toy()
+    shared = model.shared_parameters()
+    jacobian = explicit_rows(model, one_task_batches(model, x, targets), shared)
+    weights = build("cagrad", tasks=TASKS).weigh(jacobian @ jacobian.T, None, TASKS)
+    report = engine(build("cagrad", tasks=TASKS), model).backward(one_task_batches(model, x, targets, pieces, penalty))
+    outside = torch.cat([2 * p.detach().reshape(-1) for p in shared]) if penalty else 0.0
+    torch.testing.assert_close(weights_of(report), weights, rtol=1e-7, atol=1e-10)
+    torch.testing.assert_close(flat_grad(shared), weights @ jacobian + outside, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("penalty", [False, True])
+def test_separate_data_sets_at_the_features_are_streamed(pieces, penalty):
+    model, x, targets = toy()
+    shared, calls = model.shared_parameters(), []
+    # The explicit rows at the features of all data sets together: a block of columns for each data set.
+    blocks = []
+    for k, batch in enumerate(one_task_batches(model, x, targets)):
+        kept = []
+        loss = batch.forward(lambda f, kept=kept: kept.append(f["z"]) or plain(f)).tasks[TASKS[k]]
+        block = torch.zeros(3, kept[0].numel(), dtype=torch.float64)
+        block[k] = torch.autograd.grad(loss, kept[0])[0].reshape(-1)
+        blocks.append(block)
+    rows = torch.cat(blocks, 1)
+    weights = build("nash_mtl", tasks=TASKS).weigh(rows @ rows.T, None, TASKS)
+    jacobian = explicit_rows(model, one_task_batches(model, x, targets), shared)
+    heads = {t: explicit_rows(model, one_task_batches(model, x, targets), model.task_parameters(t)) for t in TASKS}
+    model.trunk.register_forward_hook(lambda *_: calls.append(1))
+    streamed = engine(build("nash_mtl", tasks=TASKS), model, at="features")
+    report = streamed.backward(one_task_batches(model, x, targets, pieces, penalty))
+    assert len(calls) == 3 * pieces  # one forward a micro-batch
+    torch.testing.assert_close(weights_of(report), weights)
+    factor = 2.0 if penalty else 0.0
+    outside = torch.cat([factor * p.detach().reshape(-1) for p in shared])
+    torch.testing.assert_close(flat_grad(shared), weights @ jacobian + outside)
+    for k, task in enumerate(TASKS):
+        own = model.task_parameters(task)
+        outside = torch.cat([factor * p.detach().reshape(-1) for p in own])
+        torch.testing.assert_close(flat_grad(own), heads[task][k] + outside)
+
+
+def test_streaming_at_the_features_equals_two_passes():
+    model, x, targets = toy("transformer")
+    engine(build("mgda", tasks=TASKS), model, at="features").backward(one_task_batches(model, x, targets, 2))
+    streamed = flat_grad(model.parameters())
+    model.zero_grad()
+    two = engine(build("mgda", tasks=TASKS), model, at="features", memory_budget=0)
+    two.backward(one_task_batches(model, x, targets, 2))
+    torch.testing.assert_close(flat_grad(model.parameters()), streamed)
+
+
+def test_a_streamed_loss_that_no_feature_reaches_is_named():
+    model, x, targets = toy()
+    micro = one_task_batches(model, x, targets)
+
+    def astray(tap):
+        tap({"z": model.trunk(x)})
+        return Losses({"b": model.heads["b"].bias.sum()})
+
+    micro[1] = MicroBatch(("b",), astray)
+    with pytest.raises(BalancerError, match=r"features 'z' do not lead to the loss of 'b'"):
+        engine(build("mgda", tasks=TASKS), model, at="features").backward(micro)

@@ -10,8 +10,16 @@ from torch import Tensor
 
 from polytask.balancing.base import JacobianAggregator
 from polytask.balancing.engines.core import Sums
-from polytask.balancing.engines.gradients import GradientEngine, report, roots
-from polytask.balancing.engines.heads import heads_only, rows_of, stacked
+from polytask.balancing.engines.gradients import (
+    GradientEngine,
+    add_gradients,
+    backward_penalty,
+    gradients,
+    report,
+    roots,
+)
+from polytask.balancing.engines.heads import heads_only, plain_tap, rows_of, stacked
+from polytask.balancing.engines.jacobian import Jacobian
 from polytask.balancing.engines.node import Combine, Link, aliases, unreached, weighted
 from polytask.balancing.engines.rows import check_finite, exact_products, products
 from polytask.balancing.types import Losses, MicroBatch, StepReport
@@ -22,7 +30,8 @@ class FeatureEngine(GradientEngine):
     """Balances the gradients of the features z where shared computation ends.
 
     The node's backward receives every task's dL/dz, forms the Gramian, and passes the weighted sum on. Heads
-    see ordinary gradients. With several micro-batches, a first pass forms the Gramian of the whole step.
+    see ordinary gradients. With several micro-batches, a first pass forms the Gramian of the whole step;
+    separate data sets, with one task a micro-batch, need no second pass.
     """
 
     def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
@@ -37,6 +46,8 @@ class FeatureEngine(GradientEngine):
                 f"'{type(self.balancer).__name__}' at the features works on one micro-batch a step; this one has "
                 f"{len(micro)}. Use at: parameters, or accumulate: micro."
             )
+        if self._streams(micro, tasks):
+            return self._streamed(micro, tasks)
         gramian, total = self._first_pass(micro, tasks, products)
         weights, found = self.decide(
             self.reduced(gramian),
@@ -45,6 +56,59 @@ class FeatureEngine(GradientEngine):
             lambda: self.reduced(self._first_pass(micro, tasks, exact_products)[0]),
         )
         return self._with(weights, micro, tasks, found)
+
+    def _streams(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> bool:
+        """Whether no two tasks share rows, and a trunk gradient for every task fits the memory budget."""
+        size = len(tasks) * sum(p.numel() * max(4, p.element_size()) for p in self.shared)
+        return bool(self.shared) and size <= self.options.memory_budget and all(len(b.tasks) == 1 for b in micro)
+
+    def _streamed(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
+        """Separate data sets: each micro-batch is run forward and backward once, and freed.
+
+        Rows of different examples are different columns of the features' Jacobian, so the Gramian is diagonal.
+        The trunk's backward is linear, so each task's gradient of the trunk can wait for its weight.
+        """
+        jacobian, total = self._trunk_rows, Sums()
+        jacobian.start(len(tasks))
+        squares = [torch.zeros((), dtype=torch.float64, device=jacobian.buffer.device) for _ in tasks]
+        for batch in micro:
+            row = tasks.index(batch.tasks[0])
+            losses, square = self._stream(batch, jacobian, row)
+            total.add(losses)
+            squares[row] = squares[row] + square
+        rows = jacobian.finish()
+        gramian = self.reduced(torch.diag(torch.stack(squares)))
+        values = self.reduced(total.stack(tasks))
+        weights, found = self.decide(gramian, values, tasks, lambda: gramian, jacobian.culprit)
+        jacobian.write(weights.to(rows) @ rows)
+        return found
+
+    @functools.cached_property
+    def _trunk_rows(self) -> Jacobian:
+        return Jacobian(self.shared)
+
+    def _stream(self, batch: MicroBatch, jacobian: Jacobian, row: int) -> tuple[Losses, Tensor]:
+        """One task's backward into its row; returns the losses and the squared norm at the features."""
+        (task,) = batch.tasks
+        seen: list[dict[str, Tensor]] = []
+
+        def tap(features: dict[str, Tensor]) -> Mapping[str, Mapping[str, Tensor]]:
+            seen.append({key: z for key, z in features.items() if z.requires_grad})
+            return plain_tap(features)
+
+        losses = self.check_losses(batch, batch.forward(tap))
+        check_called([True] * len(seen))
+        features, own = list(seen[0].values()), self.own_parameters(task)
+        wanted = [*features, *self.shared, *own]
+        found = gradients(losses.tasks[task], wanted, keep_graph=losses.penalty is not None)
+        cut = len(features)
+        reached = [z.double().square().sum() for z in found[:cut] if z is not None]
+        if not reached:
+            raise BalancerError(unreached(tuple(seen[0]), [task]))
+        jacobian.add(row, found[cut : cut + len(self.shared)])
+        add_gradients(own, found[cut + len(self.shared) :])
+        backward_penalty(losses)
+        return losses, sum_of(reached)
 
     def _one_pass(self, batch: MicroBatch, tasks: tuple[str, ...]) -> StepReport:
         total = Sums()

@@ -65,21 +65,23 @@ class GradientEngine(BaseEngine):
         """Number of processes, a tensor."""
         return self.reduced(torch.ones((), device=self.shared[0].device))
 
-    def weighted_pass(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...], weights: Tensor) -> Tensor:
+    def weighted_pass(
+        self, micro: Sequence[MicroBatch], tasks: tuple[str, ...], weights: Tensor, own: bool = True
+    ) -> Tensor:
         """Forwards and backwards with weights that are known; returns the losses ``[p]``."""
         total = Sums()
         for batch in micro:
             losses = self.check_losses(batch, batch.forward(plain_tap))
             total.add(losses)
-            self.weighted_backward(losses, tasks, weights)
+            self.weighted_backward(losses, tasks, weights, own)
         return self.reduced(total.stack(tasks))
 
-    def weighted_backward(self, losses: Losses, tasks: tuple[str, ...], weights: Tensor) -> None:
-        """Own parameters get their task's gradient, the shared ones one weighted backward."""
-        for task in losses.tasks:
-            own = self.own_parameters(task)
-            if own:
-                add_gradients(own, gradients(losses.tasks[task], own, keep_graph=True))
+    def weighted_backward(self, losses: Losses, tasks: tuple[str, ...], weights: Tensor, own: bool = True) -> None:
+        """Own parameters get their task's gradient (unless they have it), the shared ones one weighted backward."""
+        for task in losses.tasks if own else ():
+            mine = self.own_parameters(task)
+            if mine:
+                add_gradients(mine, gradients(losses.tasks[task], mine, keep_graph=True))
         found = {task: loss for task, loss in losses.tasks.items() if loss.requires_grad}
         seeds = [weights[tasks.index(task)].to(loss) for task, loss in found.items()]
         if found:
@@ -141,7 +143,7 @@ def roots(losses: Mapping[str, Tensor], penalty: Tensor | None) -> list[Tensor]:
     return [loss for loss in found if loss.requires_grad]
 
 
-def gradients(loss: Tensor, parameters: Sequence[nn.Parameter], keep_graph: bool) -> list[Tensor | None]:
+def gradients(loss: Tensor, parameters: Sequence[Tensor], keep_graph: bool) -> list[Tensor | None]:
     """Gradients of one loss; None for a parameter that it does not depend on."""
     if not loss.requires_grad:
         return [None] * len(parameters)

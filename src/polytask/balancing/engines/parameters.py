@@ -123,14 +123,14 @@ class PartEngine(GradientEngine):
         if kept is not None:
             return report(tasks, self.weighted_pass(micro, tasks, kept), kept)
         alone = self.check_losses(micro[0], micro[0].forward(plain_tap)) if len(micro) == 1 else None
-        gramian, values = self._gramian(micro, tasks, alone, products)
+        gramian, values = self._gramian(micro, tasks, alone, products, own=True)
         weights, found = self.decide(
             gramian, values, tasks, lambda: self._gramian(micro, tasks, alone, exact_products)[0]
         )
         if alone is not None:
-            self.weighted_backward(alone, tasks, weights)
+            self.weighted_backward(alone, tasks, weights, own=False)
         else:
-            self.weighted_pass(micro, tasks, weights)
+            self.weighted_pass(micro, tasks, weights, own=False)
         return found
 
     def _gramian(
@@ -139,10 +139,12 @@ class PartEngine(GradientEngine):
         tasks: tuple[str, ...],
         alone: Losses | None,
         form: Callable[[Tensor], Tensor],
+        own: bool = False,
     ) -> tuple[Tensor, Tensor]:
+        """The Gramian and the losses; with ``own``, the tasks' own parameters get their gradients on the way."""
         gramian = None
         values = torch.empty(0)
-        for part in self.parts:
+        for number, part in enumerate(self.parts):
             jacobian, total = Jacobian(part), Sums()
             jacobian.start(len(tasks))
             with self.replay.peek():
@@ -151,8 +153,10 @@ class PartEngine(GradientEngine):
                     total.add(losses)
                     for task in tasks:
                         if task in losses.tasks:
-                            grads = gradients(losses.tasks[task], part, keep_graph=True)
-                            jacobian.add(tasks.index(task), grads)
+                            mine = self.own_parameters(task) if own and number == 0 else []
+                            grads = gradients(losses.tasks[task], [*part, *mine], keep_graph=True)
+                            jacobian.add(tasks.index(task), grads[: len(part)])
+                            add_gradients(mine, grads[len(part) :])
             jacobian.finish()
             share = jacobian.gramian(self.options.reduce, form)
             gramian = share if gramian is None else gramian + share

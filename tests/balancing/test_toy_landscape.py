@@ -39,7 +39,9 @@ def value(toy, point, weight):
 def front(toy):
     """Points of the Pareto set by minimising weighted sums, sorted by x."""
     found = [
-        minimize(lambda p, w=w: value(toy, p, w), [0.0, -8.0], method="Nelder-Mead", options={"xatol": 1e-7}).x
+        minimize(
+            lambda p, w=w: value(toy, p, w), [3.0, -6.0], method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-14}
+        ).x
         for w in np.linspace(0.01, 0.99, 40)
     ]
     return np.array(sorted(found, key=lambda point: point[0]))

@@ -134,6 +134,13 @@ def _newton(cosines: Array, log_scale: Array, power: float) -> _Root:
             break
         moved = float(np.abs(step).max())
         point = point * (1.0 + step)
+    # With powers above one, weights of rows that cancel stop growing before the form is flat. Their sums are then
+    # round-off, as they may also be at a true root with a high power: the hull of the rows decides.
+    cancelled = cosines @ best.point <= FLAT * size * (sizes @ best.point)
+    if bool(cancelled.any()):
+        shares = min_norm(cosines).weights
+        if float(shares @ cosines @ shares) <= FLAT * size:
+            return best._replace(status="stationary")
     return best
 
 

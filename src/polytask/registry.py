@@ -90,6 +90,9 @@ SHARINGS = {
         "polytask.sharing.hierarchical:Hierarchical",
         "One trunk, and layers for each task that also read the features of the tasks below it.",
     ),
+    "mtan": Entry(
+        "polytask.sharing.mtan:MTAN", "One trunk, and for each task masks in [0, 1] over what its stages return."
+    ),
 }
 
 BALANCERS: dict[str, Entry] = {

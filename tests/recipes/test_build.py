@@ -8,6 +8,7 @@ import torch
 from polytask.errors import DataError, RecipeError
 from polytask.recipes.build import build
 from polytask.recipes.load import load_recipe
+from polytask.training.fit import prepare_model
 
 
 def frame(rows=200):
@@ -112,14 +113,17 @@ def test_a_csv_without_header_with_other_separator_and_missing_marks(tmp_path):
         (lambda t: put(t, "size", 123, "big"), r"people.csv: Record 123, .*'size'.*'big'"),
         (lambda t: put(t, "sold", 99, "maybe"), r"Record 99, .*'maybe'"),
         (lambda t: put(t, "age", 12, "inf"), r"'age'.*infinite"),
-        (lambda t: t.with_columns(pl.lit(None, dtype=pl.String).alias("size")), r"'size'.*"),
     ],
 )
 def test_bad_values_are_named_with_the_record_of_the_file(tmp_path, change, message):
     with pytest.raises(DataError, match=message):
-        built = made(tmp_path, change(frame()), inputs={"age": "number", "job": "category"})
-        from polytask.training.fit import prepare_model
+        made(tmp_path, change(frame()), inputs={"age": "number", "job": "category"})
 
+
+def test_a_task_without_any_label_is_named(tmp_path):
+    table = frame().with_columns(pl.lit(None, dtype=pl.String).alias("size"))
+    built = made(tmp_path, table, inputs={"age": "number", "job": "category"})
+    with pytest.raises(DataError, match=r"'size' has no label at all in the \d+ training rows"):
         prepare_model(built.model, built.sources["train"])
 
 

@@ -183,8 +183,8 @@ def test_what_does_not_fit_together_is_refused():
         train(model(), [data], settings=settings(select="mean_improvement", patience=2))
     with pytest.raises(RecipeError, match=r"batch_sizes: Unknown task 'upp'"):
         train(model(), [data], settings=settings(batch_sizes={"upp": 3}))
+    empty = {**{t: data.targets(t) for t in data.tasks}, "up": torch.full((48,), math.nan)}
     with pytest.raises(DataError, match=r"'up' has no label at all"):
-        empty = {**{t: data.targets(t) for t in data.tasks}, "up": torch.full((48,), math.nan)}
         train(model(), [TensorSource(torch.zeros(48, 5), empty)])
 
 

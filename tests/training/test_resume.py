@@ -31,7 +31,8 @@ SCRIPT = textwrap.dedent(
         TensorSource(x[100:], {"kind": (x[100:, 2] > 0).long()}),
     ]
     torch.manual_seed(1)
-    encoder = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Dropout(0.2))
+    layers = [torch.nn.Linear(5, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Dropout(0.2)]
+    encoder = torch.nn.Sequential(*layers)
     tasks = [pt.tasks.binary("up"), pt.tasks.regression("size"), pt.tasks.multiclass("kind", classes=2)]
     model = pt.MultiTaskModel(pt.sharing.Hard(encoder), tasks, example=x[:2])
 
@@ -43,7 +44,8 @@ SCRIPT = textwrap.dedent(
         epochs=6, batch_size=16, optimizer="adamw", schedule="cosine", sampler="loss_driven", input_noise=0.1,
         checkpoint_every=7, seed=3,
     )
-    train(model, sources, sources, balancer=sys.argv[4], settings=settings, callbacks=[Slow()], path=path, resume=resume)
+    hooks = {"callbacks": [Slow()], "path": path, "resume": resume}
+    train(model, sources, sources, balancer=sys.argv[4], settings=settings, **hooks)
     """
 )
 

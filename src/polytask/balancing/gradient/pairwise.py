@@ -127,9 +127,7 @@ class GradVac(PairwiseWeighting):
     traits: ClassVar[frozenset[str]] = PairwiseWeighting.traits | {"stateful"}
     targets: Tensor
 
-    def __init__(
-        self, beta: float = 0.01, ordering: str = "random", order: Sequence[str | int] | None = None
-    ) -> None:
+    def __init__(self, beta: float = 0.01, ordering: str = "random", order: Sequence[str | int] | None = None) -> None:
         super().__init__(ordering, order)
         self.beta = check_share("GradVac", "beta", beta)
 

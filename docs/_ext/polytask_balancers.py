@@ -165,7 +165,25 @@ class BalancerTable(Directive):
         return parsed(self, lines)
 
 
+class BalancerTransforms(Directive):
+    """All transforms of a chain in one table."""
+
+    def run(self) -> list[nodes.Node]:
+        from polytask.balancing import transforms
+
+        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 25 75", ""]
+        lines += ["   * - transform", "     - what it does"]
+        for name, cls in vars(transforms).items():
+            if name.islower() and inspect.isclass(cls) and issubclass(cls, transforms.Transform):
+                taken = [str(option) for option in inspect.signature(cls).parameters.values()]
+                spelled = ", ".join(re.sub(r": .*?(?= = |$)", "", option) for option in taken)
+                lines += [f"   * - ``{name}({spelled.replace(' = ', '=')})``"]
+                lines += [f"     - {(inspect.getdoc(cls) or '').splitlines()[0]}"]
+        return parsed(self, lines)
+
+
 def setup(app):
+    app.add_directive("balancer-transforms", BalancerTransforms)
     app.add_directive("balancer-methods", BalancerMethods)
     app.add_directive("balancer-table", BalancerTable)
     return {"version": "1", "parallel_read_safe": True}

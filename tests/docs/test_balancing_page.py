@@ -71,3 +71,19 @@ def test_an_option_without_a_text_stops_the_build(extension):
 
     with pytest.raises(KeyError, match="secret"):
         extension.options(Bare)
+
+
+def test_every_transform_stands_in_the_table(extension, tmp_path):
+    from sphinx.application import Sphinx
+
+    from polytask.balancing import transforms
+
+    (tmp_path / "index.md").write_text("# t\n\n```{eval-rst}\n.. balancer-transforms::\n```\n")
+    extensions = ["myst_parser", "polytask_balancers"]
+    app = Sphinx(tmp_path, None, tmp_path / "o", tmp_path / "d", "text", {"extensions": extensions}, status=None)
+    app.build()
+    told = (tmp_path / "o" / "index.txt").read_text()
+    for name in ("log_losses", "normalize_rows", "preference", "ema_gradients", "ema_weights", "rescale_to"):
+        assert hasattr(transforms, name)
+        assert f'"{name}(' in told
+    assert '"ema_weights(beta=0.9)"' in told

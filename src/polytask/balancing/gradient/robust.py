@@ -66,7 +66,10 @@ class Krum(SolvedWeighting):
 class TrimmedMean(JacobianAggregator):
     r"""The mean of every coordinate without its smallest and largest values.
 
-    A zero gradient is a gradient like any other. Absent tasks leave. Where fewer than 2 ``trim`` + 1 tasks
+    .. math:: d_c = \frac{1}{m - 2t} \sum_{i = t + 1}^{m - t} g_{(i) c}
+
+    with the values :math:`g_{(1) c} \le \ldots \le g_{(m) c}` of coordinate c in order, and t = ``trim``. A
+    zero gradient is a gradient like any other. Absent tasks leave. Where fewer than 2 ``trim`` + 1 tasks
     are present, as many are left out at each end as leaves one or two: the median. The update scales with
     the gradients.
 

@@ -93,6 +93,10 @@ SHARINGS = {
     "mtan": Entry(
         "polytask.sharing.mtan:MTAN", "One trunk, and for each task masks in [0, 1] over what its stages return."
     ),
+    "ltb": Entry(
+        "polytask.sharing.ltb:LTB",
+        "Several copies of every stage; each copy, and each task, learns which copy of the stage before it to read.",
+    ),
 }
 
 BALANCERS: dict[str, Entry] = {

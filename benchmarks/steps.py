@@ -1,10 +1,10 @@
 """Step times of balancing, as ratios to the plain sum of losses of the same model in the same run.
 
 Every round times each variant once, one after the other, so that a busy machine slows all of them; the
-medians over rounds are compared.
+medians over rounds are compared. Peak memory and reads by the host are those of one more step each.
 
     python benchmarks/steps.py --quick
-    python benchmarks/steps.py --out steps.json
+    python benchmarks/steps.py --out steps.json --device cuda
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from costs import peak_bytes, reads
 from torch import Tensor, nn
 
 from polytask import balancing as B
@@ -141,21 +142,72 @@ def torchjd_step(model: Toy, x: Tensor, micro: B.MicroBatch) -> Callable[[], obj
     return step
 
 
+def parts(model: Toy, x: Tensor, micro: B.MicroBatch) -> dict[str, Callable[[], object]]:
+    """A forward and one trunk backward by themselves, for the bar of ``parameters``."""
+    shared = model.shared_parameters()
+    z = model.trunk(x)
+    ones = torch.ones_like(z)
+    return {
+        "forward": lambda: micro.forward(lambda f: dict.fromkeys(micro.tasks, f)),
+        "trunk backward": lambda: torch.autograd.grad(z, shared, ones, retain_graph=True),
+    }
+
+
+def bars(name: str, count: int, times: dict[str, float]) -> dict[str, float]:
+    """The most that each variant may cost, as a ratio to the plain step."""
+    at_features = {"resnet": {2: 1.05, 8: 1.05, 40: 1.05}, "transformer": {2: 1.08, 8: 1.08, 40: 1.30}}
+    at_features["mlp"] = {2: 1.15, 8: 1.22, 40: 1.8}
+    found = {"uncertainty": 1.02, "famo": 1.40, "features": at_features[name][count]}
+    found["parameters"] = 1.05 * (times["forward"] + count * times["trunk backward"]) / times["plain"]
+    return found | ({"last": 1.5} if count == 8 else {})
+
+
 def measure(made: dict[str, Callable[[], object]], model: nn.Module, rounds: int, seconds: float) -> dict[str, float]:
     times: dict[str, list[float]] = {label: [] for label in made}
     for step in made.values():  # warm up
         model.zero_grad()
         step()
     start = time.perf_counter()
+    wait = torch.cuda.synchronize if next(model.parameters()).is_cuda else lambda: None
     for number in range(rounds):
         for label, step in made.items():
             model.zero_grad()
+            wait()
             before = time.perf_counter()
             step()
+            wait()
             times[label].append(time.perf_counter() - before)
         if number >= 2 and time.perf_counter() - start > seconds:
             break
     return {label: 1e3 * statistics.median(of) for label, of in times.items()}
+
+
+def costs(made: dict[str, Callable[[], object]], model: nn.Module) -> tuple[dict[str, int], dict[str, int]]:
+    """Peak bytes and reads by the host of every variant."""
+    device = next(model.parameters()).device
+    memory, waits = {}, {}
+    for label, step in made.items():
+        model.zero_grad()
+        memory[label] = peak_bytes(step, device)
+        model.zero_grad()
+        waits[label] = reads(step, device)
+    return memory, waits
+
+
+def case(name: str, count: int, given: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one model with ``count`` tasks."""
+    torch.manual_seed(0)
+    trunk, x, width = MODELS[name]()
+    model, x = Toy(trunk, width, [f"t{k}" for k in range(count)]).to(given.device), x.to(given.device)
+    y = torch.randn(len(x), count).to(given.device)
+    made = variants(model, x, y, not given.no_peers)
+    timed = made | parts(model, x, micro_batch(model, x, y))
+    times = measure(timed, model, 7 if given.quick else 30, 5 if given.quick else 60)
+    memory, waits = costs(made, model)
+    with torch.no_grad():
+        rows = 4 * count * model.trunk(x).numel()
+    row = {"model": name, "tasks": count, "milliseconds": times, "bars": bars(name, count, times)}
+    return row | {"peak_bytes": memory, "peak_bar": {"features": 1.1 * memory["plain"] + rows}, "reads": waits}
 
 
 def main() -> None:
@@ -164,22 +216,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the numbers as JSON")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--no-peers", action="store_true", help="leave TorchJD out")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args()
     rows = []
     for name in options.models:
         for count in (2, 8) if options.quick else (2, 8, 40):
-            torch.manual_seed(0)
-            trunk, x, width = MODELS[name]()
-            model = Toy(trunk, width, [f"t{k}" for k in range(count)])
-            y = torch.randn(len(x), count)
-            made = variants(model, x, y, not options.no_peers)
-            found = measure(made, model, 7 if options.quick else 30, 5 if options.quick else 60)
-            rows.append({"model": name, "tasks": count, "milliseconds": found})
-            print(f"\n{name}, {count} tasks: plain step {found['plain']:.1f} ms")
-            for label, value in found.items():
-                print(f"  {label:24s} {value / found['plain']:6.2f}")
+            row = case(name, count, options)
+            rows.append(row)
+            found = row["milliseconds"]
+            print(f"\n{name}, {count} tasks: plain step {found['plain']:.1f} ms   (ratio, bar, peak MB, reads)")
+            for label in row["peak_bytes"]:
+                bar = f"{row['bars'][label]:6.2f}" if label in row["bars"] else "     -"
+                mega = row["peak_bytes"][label] / 1e6
+                print(f"  {label:22s} {found[label] / found['plain']:6.2f} {bar} {mega:9.1f} {row['reads'][label]:5d}")
     if options.out:
-        options.out.write_text(json.dumps({"threads": torch.get_num_threads(), "rows": rows}, indent=2) + "\n")
+        options.out.write_text(
+            json.dumps({"threads": torch.get_num_threads(), "device": options.device, "rows": rows}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -134,3 +134,9 @@ def test_the_state_goes_on():
     second.load_state_dict(saved)
     assert second.state_dict() == saved
     assert second.sentences() == ["'Holder' fell back in 2 steps: x."]
+
+
+def test_an_aggregator_runs_at_the_features_of_one_process():
+    made = run(1, {"name": "graddrop", "at": "features"})
+    assert "(at: features)" in made.notes[0]
+    assert made.history[-1]["loss.size"] > 0

@@ -45,6 +45,7 @@ class Run:
         notes: What the log said: how balancing runs, then warnings.
         best_epoch: The epoch whose weights were kept, or None for the last.
         stop_reason: Why the run stopped early, or None.
+        is_main: Whether this is the process that prints and writes.
     """
 
     model: MultiTaskModel
@@ -55,6 +56,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     best_epoch: int | None = None
     stop_reason: str | None = None
+    is_main: bool = True
 
 
 def train(
@@ -108,6 +110,7 @@ def train(
         [engine_line, *loop.conflicts.sentences(), *caught],
         best,
         loop.stop_reason,
+        runtime.is_main,
     )
 
 
@@ -126,7 +129,7 @@ def _assemble(
     engine = make_engine(
         method.to(runtime.device),
         model,
-        reduce=runtime.sum,
+        reduce=runtime.sum if runtime.world > 1 else None,
         features_ok=model.supports_features,
         why_not=f"the sharing '{type(model.sharing).__name__}' has no common features",
         **engine_options,

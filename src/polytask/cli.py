@@ -75,7 +75,7 @@ def fit(
         assert recipe is not None
         changes = [*overrides, *([f"training.seed={seed}"] if seed is not None else [])]
         done = _guarded(lambda: run(recipe, overrides=changes, out=out, progress=not quiet))
-    if done.path is not None:
+    if done.path is not None and done.is_main:
         from polytask.api import summary
 
         click.echo(summary(done.path))

@@ -74,3 +74,23 @@ def test_two_processes_equal_one(tmp_path, balancer, accumulate, tolerance):
             if isinstance(value, float):
                 assert value == pytest.approx(second[key], abs=10 * tolerance, nan_ok=True), key
     assert one["mixer"]["taken"] == two["mixer"]["taken"]
+
+
+def test_the_command_line_under_torchrun(tmp_path):
+    rows = [f"{i},{i % 2},{i / 10}" for i in range(60)]
+    (tmp_path / "t.csv").write_text("\n".join(["a,up,size", *rows]))
+    recipe = "data: {table: t.csv}\ntasks: {up: {type: binary}, size: {type: regression}}\ntraining: {epochs: 1}\n"
+    (tmp_path / "r.yaml").write_text(recipe)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "polytask.cli", "fit", "r.yaml", "--out", "run"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Scores on the test rows") == 1
+    assert (tmp_path / "run" / "report.html").exists()

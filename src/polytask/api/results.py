@@ -66,16 +66,17 @@ def finish(directory: RunDirectory, run: Run, settings: TrainingSettings, contex
         if part != "train" and sources
     }
     scores = {part: _scores(run.model, context.sources[part], found) for part, found in outputs.items()}
-    if not runtime.is_main:
-        return scores
-    directory.write_json(METRICS, {part: found.to_dict() for part, found in scores.items()})
-    example = context.sources["train"][0].example
-    write_bundle(
-        run.model, directory.path / "bundle", example=example, schema=context.schema, recipe=dict(context.recipe)
-    )
-    record = _record(directory, run, context, outputs, scores, settings, runtime)
-    record.save(directory.path / "report.json")
-    write_report(record, directory.path / "report.html")
+    if runtime.is_main:
+        directory.write_json(METRICS, {part: found.to_dict() for part, found in scores.items()})
+        example = context.sources["train"][0].example
+        write_bundle(
+            run.model, directory.path / "bundle", example=example, schema=context.schema, recipe=dict(context.recipe)
+        )
+        record = _record(directory, run, context, outputs, scores, settings, runtime)
+        record.save(directory.path / "report.json")
+        write_report(record, directory.path / "report.html")
+    # Whoever comes back from here finds the files.
+    runtime.barrier()
     return scores
 
 

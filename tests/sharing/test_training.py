@@ -1,0 +1,49 @@
+"""Every sharing of the registry trains on a table, with every way of balancing that it allows."""
+
+import pytest
+import torch
+
+import polytask as pt
+from polytask import registry
+from polytask.data.schema import CategoryColumn, TableSchema
+from polytask.data.source import TensorSource
+from polytask.models.encoders import Tabular
+from polytask.training.fit import train
+from polytask.training.settings import TrainingSettings
+
+OPTIONS = {
+    "hierarchical": {"feeds": {"b": ["a"]}, "layers": [4]},
+    "attention": {"width": 4, "heads": 2, "tokens": 2},
+    "lora": {"rank": 2, "freeze": False},
+    "dselect_k": {"experts": 3},
+}
+SHARES_NOTHING = {"separate", "soft"}
+BALANCERS = {"losses": "equal", "parameters": "mgda", "features": {"name": "mgda", "at": "features"}}
+
+
+def rows():
+    g = torch.Generator().manual_seed(0)
+    categories = torch.stack([torch.randint(1, 4, (24,), generator=g), torch.randint(1, 5, (24,), generator=g)], 1)
+    up = torch.randint(0, 2, (24,), generator=g).float()
+    size = torch.randn(24, generator=g)
+    up[:5], size[8:12] = float("nan"), float("nan")
+    return TensorSource({"categories": categories}, {"a": up, "b": size})
+
+
+def fresh(kind):
+    torch.manual_seed(0)
+    schema = TableSchema(categories=(CategoryColumn("sex", ("f", "m")), CategoryColumn("job", ("x", "y", "z"))))
+    sharing = registry.build("sharings", kind, OPTIONS.get(kind, {}), encoder=Tabular(schema, hidden=[8, 6]))
+    return pt.MultiTaskModel(sharing, [pt.tasks.binary("a"), pt.tasks.regression("b")])
+
+
+@pytest.mark.parametrize("place", BALANCERS)
+@pytest.mark.parametrize("kind", registry.SHARINGS)
+def test_training(kind, place):
+    model = fresh(kind)
+    if (place == "features" and not model.supports_features) or (place != "losses" and kind in SHARES_NOTHING):
+        pytest.skip("not allowed here, and refused elsewhere in these tests")
+    settings = TrainingSettings(epochs=1, batch_size=12, accumulate=2, lr=0.01, select="last")
+    run = train(model, [rows()], settings=settings, balancer=BALANCERS[place])
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in run.model.sharing.parameters())

@@ -74,6 +74,11 @@ def update(name, mine, reduce):
     return torch.cat([p.grad.reshape(-1) for p in model.parameters()])
 
 
+def probed(mine, reduce):
+    model = Model()
+    return engine(build("equal", tasks=TASKS), model, reduce=reduce).probe([micro_batch(model, mine)])[1]
+
+
 def worker(rank, port, path):
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -86,6 +91,7 @@ def worker(rank, port, path):
 
     mine = list(range(6)) if rank == 0 else list(range(6, 10))
     found = {name: reduce(update(name, mine, reduce)) for name in cases()}
+    found["probe"] = probed(mine, reduce)
     if rank == 0:
         torch.save(found, path)
     dist.destroy_process_group()
@@ -106,3 +112,7 @@ def test_two_processes_are_one(both, name):
     expected = update(name, list(range(10)), None)
     bar = 1e-6 if name in ("features", "losses") else 1e-5
     assert float((both[name] - expected).abs().max()) <= bar * float(expected.abs().max())
+
+
+def test_a_probe_sees_all_processes(both):
+    torch.testing.assert_close(both["probe"], probed(list(range(10)), None), rtol=1e-6, atol=1e-9)

@@ -46,8 +46,6 @@ class Tail(nn.Module):
         start: Number of the first stage that belongs to the tail.
     """
 
-    is_tail = True
-
     def __init__(self, encoder: nn.Module, start: int = 0):
         super().__init__()
         self.inner, self.start = encoder, start

@@ -16,14 +16,15 @@ from polytask.evaluation import Scores
 from polytask.evaluation import evaluate as evaluate_sources
 from polytask.models import MultiTaskModel
 from polytask.training.callbacks import Callback
-from polytask.training.fit import Run, train
+from polytask.training.fit import Run
+from polytask.training.fit import train as train_sources
 from polytask.training.runtime import Runtime
 from polytask.training.settings import OptimizerSettings, PenaltySettings, ScheduleSettings, TrainingSettings
 
 
 def fit(
     model: MultiTaskModel,
-    train_data: Any,
+    train: Any,
     validation: Any = None,
     *,
     test: Any = None,
@@ -59,7 +60,7 @@ def fit(
 
     Args:
         model: The model; its heads are built from the first rows if they are not yet.
-        train_data: A dict of arrays or tensors, a polars or pandas frame, a ``Dataset`` or ``DataLoader``
+        train: A dict of arrays or tensors, a polars or pandas frame, a ``Dataset`` or ``DataLoader``
             that yields ``Batch`` or ``(inputs, targets)``, a ``Source``, or a dict of those by task.
         validation: The same, for choosing the best epoch; None keeps the last weights.
         test: The same; evaluated once at the end, for ``out``'s metrics and report.
@@ -134,16 +135,16 @@ def fit(
     )
     if out is not None and resume is not None:
         raise RecipeError("Give either out= for a new run or resume= to go on with one, not both.")
-    if is_frame(train_data) and model.input_schema is None:
-        read_training_frame(model, train_data)
-    given = {"train": train_data, "validation": validation, "test": test}
+    if is_frame(train) and model.input_schema is None:
+        read_training_frame(model, train)
+    given = {"train": train, "validation": validation, "test": test}
     sources = {part: as_sources(model, data) for part, data in given.items()}
     runtime = Runtime(device, str(precision))
     directory = RunDirectory.open(resume) if resume else _new_directory(out, runtime, seed) if out else None
     plain = {"training": dataclasses.asdict(settings), "balancer": balancer if _is_plain(balancer) else str(balancer)}
     with display(progress) as shown:
         own = [SaysHowToResume(directory.path)] if directory else []
-        run = train(
+        run = train_sources(
             model,
             sources["train"],
             sources["validation"],

@@ -96,19 +96,22 @@ def load_frames(recipe: Recipe) -> Loaded:
 
 def _read(settings: DataSettings, recipe: Recipe) -> tuple[list[Sheet], Mapping[str, str] | None]:
     if settings.dataset is not None:
-        load = registry.get("datasets", settings.dataset)
         frames = registry.build("datasets", settings.dataset, {"root": settings.root} if settings.root else {})
         sheets = [Sheet(f"{settings.dataset} ({part})", frame, {part: None}) for part, frame in frames.items()]
-        # A data set's module may say in RECIPE how its columns are read.
-        known: dict[str, Any] = getattr(sys.modules[load.__module__], "RECIPE", {})
         tenth = settings.split == SplitSettings()
-        return _hold_out(sheets, settings, recipe, tenth=tenth), known.get("inputs")
+        return _hold_out(sheets, settings, recipe, tenth=tenth), dataset_facts(settings.dataset).get("inputs")
     if settings.table is not None:
         frame = _file(settings, settings.table)
         return [Sheet(settings.table, frame, _divide(frame, settings, recipe))], None
     named = {"train": settings.train, "validation": settings.validation, "test": settings.test}
     sheets = [Sheet(path, _file(settings, path), {part: None}) for part, path in named.items() if path is not None]
     return _hold_out(sheets, settings, recipe), None
+
+
+def dataset_facts(name: str) -> dict[str, Any]:
+    """What a data set says about reading it: its module may have a ``RECIPE`` with ``inputs`` and ``data``."""
+    facts: dict[str, Any] = getattr(sys.modules[registry.get("datasets", name).__module__], "RECIPE", {})
+    return facts
 
 
 def _file(settings: DataSettings, path: str) -> pl.DataFrame:

@@ -94,7 +94,7 @@ ARCHIVE = Archive(
 
 RECIPE: dict[str, Any] = {
     "inputs": {name: "number" if name in NUMBERS else "category" for name in COLUMNS if name not in (WEIGHT, "income")},
-    "data": {"weight": WEIGHT},
+    "data": {"weight": WEIGHT, "na": ("?",)},
 }
 """What a recipe need not say: how each column is read. A column that is a task's target is no input."""
 
@@ -124,7 +124,7 @@ def load(root: str | Path | None = None) -> dict[str, pl.DataFrame]:
     frames = {}
     for part, rows in ROWS.items():
         path = files[f"census_income_1994_1995_{part}.csv"]
-        frames[part] = read_table(path, header=False, columns=COLUMNS, na=("?",))
+        frames[part] = read_table(path, header=False, columns=COLUMNS, na=RECIPE["data"]["na"])
         if frames[part].height != rows:
             raise DataError(f"'{path}' has {frames[part].height:,} records, not the {rows:,} of Census-Income.")
     return frames

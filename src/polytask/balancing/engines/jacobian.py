@@ -90,7 +90,7 @@ class Jacobian:
         return "its square"
 
 
-def add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
+def add_gradient(parameter: Tensor, gradient: Tensor) -> None:
     """Put a gradient into ``.grad``, or add it to what is there."""
     if parameter.grad is None:
         parameter.grad = gradient.to(parameter.dtype)

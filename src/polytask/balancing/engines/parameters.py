@@ -10,6 +10,16 @@ from torch import Tensor, nn
 
 from polytask.balancing.base import Balancer, JacobianAggregator
 from polytask.balancing.engines.core import Options, Sums
+from polytask.balancing.engines.ghost import (
+    FEWEST_TASKS,
+    Layer,
+    ghost_products,
+    linear_layers,
+    pays,
+    recorded,
+    used_once,
+    write_weighted,
+)
 from polytask.balancing.engines.gradients import GradientEngine, add_gradients, backward_penalty, gradients, report
 from polytask.balancing.engines.heads import plain_tap
 from polytask.balancing.engines.jacobian import Jacobian, blocks_of
@@ -29,6 +39,10 @@ class ParameterEngine(GradientEngine):
     ):
         super().__init__(balancer, parameters, options, optimizer)
         self.jacobian = Jacobian(self.shared) if self.shared else None
+        module = parameters if isinstance(parameters, nn.Module) else None
+        alone = options.reduce is None and not isinstance(balancer, JacobianAggregator)
+        self._linear = linear_layers(module, self.shared) if alone and len(balancer.tasks) >= FEWEST_TASKS else []
+        self._checked = False
 
     def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
         """Rows of the Jacobian, the solve, and the result in ``.grad``."""
@@ -36,10 +50,16 @@ class ParameterEngine(GradientEngine):
         if kept is not None:
             return report(tasks, self.weighted_pass(micro, tasks, kept), kept)
         assert self.jacobian is not None
+        first: Losses | None = None
+        if self._linear and len(micro) == 1 and len(tasks) >= FEWEST_TASKS:
+            with recorded(self._linear) as layers:
+                first = self.check_losses(micro[0], micro[0].forward(plain_tap))
+            if pays(layers) and self._tied_to_nothing(first):
+                return self._from_outputs(first, tasks, layers)
         self.jacobian.start(len(tasks))
         total = Sums()
         for batch in micro:
-            losses = self.check_losses(batch, batch.forward(plain_tap))
+            losses = first or self.check_losses(batch, batch.forward(plain_tap))
             total.add(losses)
             self._write_rows(losses, tasks)
             backward_penalty(losses)
@@ -56,6 +76,36 @@ class ParameterEngine(GradientEngine):
         )
         rows = self.jacobian.buffer
         self.jacobian.write(weights.to(rows) @ rows)
+        return found
+
+    def _tied_to_nothing(self, losses: Losses) -> bool:
+        """Checked in the first step that could use it; a model whose weights are used elsewhere never does."""
+        if not self._checked:
+            self._checked = True
+            if not used_once(losses.tasks, self.shared):
+                self._linear = []
+        return bool(self._linear)
+
+    def _from_outputs(self, losses: Losses, tasks: tuple[str, ...], layers: Sequence[Layer]) -> StepReport:
+        """The same update from the tasks' gradients of the linear layers' outputs alone."""
+        outputs = [layer.outputs[0] for layer in layers]
+        stacks = [layer.empty_stack(len(tasks)) for layer in layers]
+        for row, task in enumerate(tasks):
+            own = self.own_parameters(task)
+            grads = gradients(losses.tasks[task], [*outputs, *own], keep_graph=True)
+            for stack, grad in zip(stacks, grads, strict=False):
+                stack[row] = 0.0 if grad is None else grad.reshape(stack[row].shape)
+            add_gradients(own, grads[len(outputs) :])
+        total = Sums()
+        total.add(losses)
+        weights, found = self.decide(
+            ghost_products(layers, stacks, stacks[0].dtype),
+            total.stack(tasks),
+            tasks,
+            lambda: ghost_products(layers, stacks, torch.float64),
+        )
+        write_weighted(layers, stacks, weights)
+        backward_penalty(losses)
         return found
 
     def _jacobian_again(self) -> Tensor:
@@ -92,7 +142,10 @@ class ParameterEngine(GradientEngine):
 
     def place(self) -> str:
         """In words."""
-        return "gradients of the shared parameters (at: parameters)"
+        words = "gradients of the shared parameters (at: parameters)"
+        if self._linear:
+            words += ", from those of the layers' outputs where a step has at most half as many rows as inputs"
+        return words
 
 
 class PartEngine(GradientEngine):

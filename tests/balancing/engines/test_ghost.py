@@ -1,0 +1,173 @@
+"""Products from the outputs' gradients alone: the same update as from the whole Jacobian."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from polytask.balancing import Losses, MicroBatch, build, engine
+
+TASKS = ("a", "b", "c", "d", "e")
+WORDS = "from those of the layers' outputs"
+
+
+class Model(nn.Module):
+    def __init__(self, trunk):
+        super().__init__()
+        self.trunk = trunk
+        self.heads = nn.ModuleDict({task: nn.Linear(12, 1) for task in TASKS})
+
+    def shared_parameters(self):
+        return list(self.trunk.parameters())
+
+    def task_parameters(self, task):
+        return list(self.heads[task].parameters())
+
+
+def plain_trunk():
+    return nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 12, bias=False), nn.Tanh())
+
+
+def frozen_bias_trunk():
+    trunk = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 12))
+    trunk[0].bias.requires_grad_(False)
+    return trunk
+
+
+class Tied(nn.Module):
+    """The same weight at two places, one of them hidden."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(16, 16), nn.Linear(16, 12)
+
+    def forward(self, x):
+        return self.two(torch.tanh(nn.functional.linear(torch.tanh(self.one(x)), self.one.weight)))
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(16, 16), nn.Linear(16, 12)
+
+    def forward(self, x):
+        return self.two(torch.tanh(self.one(torch.tanh(self.one(x)))))
+
+
+def in_place_trunk():
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(inplace=True), nn.Linear(32, 12))
+
+
+def hooked_trunk():
+    trunk = plain_trunk()
+    trunk[0].register_forward_hook(lambda module, given, made: 2 * made)
+    return trunk
+
+
+def setting(make, shape=(6, 16), tasks=TASKS, penalty=False, scale=1.0):
+    torch.manual_seed(0)
+    model = Model(make()).double()
+    x, y = torch.randn(shape, dtype=torch.float64), torch.randn(shape[0], len(TASKS), dtype=torch.float64)
+
+    def forward(tap):
+        z = tap({"z": model.trunk(x)})
+        outs = {t: model.heads[t](z[t]["z"]).reshape(shape[0], -1).mean(1) for t in tasks}
+        losses = {t: scale * (k + 1) * (out - y[:, k]).square().mean() for k, (t, out) in enumerate(outs.items())}
+        return Losses(losses, sum(p.square().sum() for p in model.parameters()) if penalty else None)
+
+    return model, MicroBatch(tuple(tasks), forward)
+
+
+def explicit(model, batch):
+    """The update of CAGrad from rows that autograd takes one by one."""
+    shared = [p for p in model.shared_parameters() if p.requires_grad]
+    losses = batch.forward(lambda f: dict.fromkeys(batch.tasks, f))
+    rows = torch.stack(
+        [
+            torch.cat([g.reshape(-1) for g in torch.autograd.grad(losses.tasks[t], shared, retain_graph=True)])
+            for t in batch.tasks
+        ]
+    )
+    weights = build("cagrad", tasks=batch.tasks).weigh(rows @ rows.T, None, batch.tasks)
+    outside = [torch.zeros_like(p) if losses.penalty is None else 2 * p.detach() for p in shared]
+    return weights @ rows + torch.cat([p.reshape(-1) for p in outside]), rows @ rows.T
+
+
+def check(model, batch, used):
+    update, gramian = explicit(model, batch)
+    runner = engine(build("cagrad", tasks=TASKS), model)
+    calls = []
+    inner = runner._from_outputs
+    runner._from_outputs = lambda *given: calls.append(1) or inner(*given)
+    for _ in range(2):
+        model.zero_grad()
+        report = runner.backward([batch])
+        found = torch.cat([p.grad.reshape(-1) for p in model.shared_parameters() if p.requires_grad])
+        torch.testing.assert_close(report.gramian, gramian, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found, update, rtol=1e-7, atol=1e-9)
+    assert len(calls) == (2 if used else 0)
+    return runner
+
+
+@pytest.mark.parametrize("make", [plain_trunk, frozen_bias_trunk])
+@pytest.mark.parametrize("penalty", [False, True])
+@pytest.mark.parametrize("shape", [(6, 16), (3, 2, 16)])
+def test_the_same_update_as_from_explicit_rows(make, penalty, shape):
+    model, batch = setting(make, shape, penalty=penalty)
+    assert WORDS in check(model, batch, used=True).describe()
+
+
+def test_an_absent_task_and_the_heads():
+    model, batch = setting(plain_trunk, tasks=("a", "c", "d", "e"))
+    check(model, batch, used=True)
+    losses = batch.forward(lambda f: dict.fromkeys(TASKS, f)).tasks
+    for task in batch.tasks:
+        own = model.task_parameters(task)
+        for p, g in zip(own, torch.autograd.grad(losses[task], own, retain_graph=True), strict=True):
+            torch.testing.assert_close(p.grad, g)
+    assert all(p.grad is None for p in model.task_parameters("b"))
+
+
+@pytest.mark.parametrize("make", [Tied, Twice, in_place_trunk, hooked_trunk])
+def test_a_layer_that_is_not_plain_takes_the_whole_jacobian(make):
+    check(*setting(make), used=False)
+
+
+def test_the_rule_about_sizes_and_kinds():
+    check(*setting(plain_trunk, (11, 16)), used=False)  # 44 outputs, 896 weights: at most 10 rows
+    check(*setting(plain_trunk, (10, 16)), used=True)
+    check(*setting(plain_trunk, tasks=("a", "b", "c")), used=False)  # fewer than four tasks
+    normed = lambda: nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.Linear(32, 12))  # noqa: E731
+    assert WORDS not in check(*setting(normed), used=False).describe()
+    model, _ = setting(plain_trunk)
+    assert WORDS not in engine(build("cagrad", tasks=TASKS), model, reduce=torch.clone).describe()
+
+
+def test_tiny_gradients_in_float32_keep_their_digits():
+    model, batch = setting(plain_trunk)
+    _, exact = explicit(model, batch)
+    small, scaled = setting(plain_trunk, scale=1e-16)
+    report = engine(build("mgda", tasks=TASKS), small).backward([scaled])
+    torch.testing.assert_close(report.gramian * 1e32, exact)
+    single, _ = setting(plain_trunk)
+    single.float()
+    torch.manual_seed(0)
+
+    def cast(tap):
+        losses = batch_of_floats(single).forward(tap).tasks
+        return Losses({t: loss * 1e-16 for t, loss in losses.items()})
+
+    low = engine(build("mgda", tasks=TASKS), single).backward([MicroBatch(TASKS, cast)]).gramian
+    high = engine(build("mgda", tasks=TASKS), single).backward([batch_of_floats(single)]).gramian
+    torch.testing.assert_close(low * 1e32, high, rtol=1e-4, atol=1e-6)
+
+
+def batch_of_floats(model):
+    x = torch.randn(6, 16, generator=torch.Generator().manual_seed(3))
+
+    def forward(tap):
+        z = tap({"z": model.trunk(x)})
+        return Losses({t: (model.heads[t](z[t]["z"]) - k).square().mean() for k, t in enumerate(TASKS)})
+
+    return MicroBatch(TASKS, forward)

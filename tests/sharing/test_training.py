@@ -10,6 +10,7 @@ from polytask.data.source import TensorSource
 from polytask.models.encoders import Tabular
 from polytask.training.fit import train
 from polytask.training.settings import TrainingSettings
+from polytask.training.state import load_state
 
 OPTIONS = {
     "hierarchical": {"feeds": {"b": ["a"]}, "layers": [4]},
@@ -30,10 +31,10 @@ def rows():
     return TensorSource({"categories": categories}, {"a": up, "b": size})
 
 
-def fresh(kind):
+def fresh(kind, norm=None):
     torch.manual_seed(0)
     schema = TableSchema(categories=(CategoryColumn("sex", ("f", "m")), CategoryColumn("job", ("x", "y", "z"))))
-    sharing = registry.build("sharings", kind, OPTIONS.get(kind, {}), encoder=Tabular(schema, hidden=[8, 6]))
+    sharing = registry.build("sharings", kind, OPTIONS.get(kind, {}), encoder=Tabular(schema, hidden=[8, 6], norm=norm))
     return pt.MultiTaskModel(sharing, [pt.tasks.binary("a"), pt.tasks.regression("b")])
 
 
@@ -47,3 +48,11 @@ def test_training(kind, place):
     run = train(model, [rows()], settings=settings, balancer=BALANCERS[place])
     assert all(torch.isfinite(p).all() for p in run.model.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in run.model.sharing.parameters())
+
+
+@pytest.mark.parametrize("kind", registry.SHARINGS)
+def test_the_best_weights_come_back_from_their_file_with_batch_norm(kind, tmp_path):
+    settings = TrainingSettings(epochs=2, batch_size=12, lr=0.01)
+    run = train(fresh(kind, norm="batch"), [rows()], [rows()], settings=settings, path=tmp_path)
+    kept = load_state(tmp_path / "checkpoints" / "best.safetensors")["model"]
+    assert {name: t.tolist() for name, t in run.model.state_dict().items()} == {n: t.tolist() for n, t in kept.items()}

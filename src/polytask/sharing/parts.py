@@ -185,6 +185,9 @@ def _without(encoder: nn.Module, own: Collection[int]) -> nn.Module:
         part = kept.get_submodule(path)
         registered: dict[str, Tensor | None] = part._parameters if last in part._parameters else part._buffers  # type: ignore[assignment]
         registered[last] = None
+        if last == "num_batches_tracked":
+            # Else a norm without its count asks for it when weights come from a file.
+            setattr(part, "track_running_stats", False)  # noqa: B010 - a type checker knows modules only
     return kept
 
 

@@ -28,6 +28,7 @@ from polytask.models.encoders import MLP, Tabular
 
 ROWS = 100_000
 BATCH = 1024
+CENSUS_BATCH = 512
 
 
 def census_like() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], TableSchema]:
@@ -36,7 +37,7 @@ def census_like() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Tab
     sizes = [9, 52, 47, 3, 24, 15, 5, 10, 2, 3, 6, 8, 6, 6, 51, 38, 8, 10, 9, 10, 3, 4, 7, 5, 43, 43, 43, 5, 3, 3, 3, 2]
     numbers = random.standard_normal((ROWS, 7)).astype(np.float32)
     categories = np.stack([random.integers(0, size, ROWS) for size in sizes], 1)
-    edges = tuple(np.quantile(numbers[:, 0], np.linspace(0, 1, 49)).tolist())
+    edges = tuple(np.quantile(numbers[:, 0], np.linspace(0, 1, 129)).tolist())
     schema = TableSchema(
         tuple(NumberColumn(f"n{i}", 0.0, 1.0, edges, False) for i in range(7)),
         tuple(
@@ -56,16 +57,14 @@ def census_like() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Tab
 
 def census_model(schema: TableSchema) -> pt.MultiTaskModel:
     torch.manual_seed(0)
-    encoder = Tabular(schema, hidden=[256, 128], numbers="piecewise_linear", dropout=0.1)
+    encoder = Tabular(schema, hidden=[256, 128], numbers="piecewise_linear", norm="batch", dropout=0.3)
     tasks = [pt.tasks.binary("income"), pt.tasks.binary("never_married"), pt.tasks.multiclass("education", classes=17)]
     return pt.MultiTaskModel(pt.sharing.Hard(encoder), tasks)
 
 
-def ours(model: pt.MultiTaskModel, data: dict, folder: Path | None = None) -> float:
-    start = time.perf_counter()
-    run = pt.fit(model, data, epochs=1, batch_size=BATCH, optimizer="adamw", device="cpu", out=folder)
-    del start
-    return run.timings[0]["seconds"]
+def ours(model: pt.MultiTaskModel, data: dict, batch: int = BATCH) -> float:
+    """Seconds of one epoch, as ``timings.csv`` would have them."""
+    return pt.fit(model, data, epochs=1, batch_size=batch, optimizer="adamw", device="cpu").timings[0]["seconds"]
 
 
 def by_hand(model: pt.MultiTaskModel, inputs: dict, targets: dict) -> float:
@@ -74,7 +73,7 @@ def by_hand(model: pt.MultiTaskModel, inputs: dict, targets: dict) -> float:
     model.train()
     start = time.perf_counter()
     order = torch.randperm(ROWS)
-    for rows in order.split(BATCH):
+    for rows in order.split(CENSUS_BATCH):
         out = model({key: value[rows] for key, value in inputs.items()})
         loss = bce(out["income"], targets["income"][rows]) + bce(out["never_married"], targets["never_married"][rows])
         loss = loss + ce(out["education"], targets["education"][rows])
@@ -124,7 +123,7 @@ def main() -> None:
     inputs, targets, schema = census_like()
     x, y = torch.randn(4 * ROWS, 40), (torch.rand(4 * ROWS) > 0.5).float()
     census = interleaved(
-        lambda: ours(census_model(schema), {**inputs, **targets}),
+        lambda: ours(census_model(schema), {**inputs, **targets}, CENSUS_BATCH),
         lambda: by_hand(census_model(schema), inputs, targets),
         runs,
     )

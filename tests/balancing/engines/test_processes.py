@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from polytask.balancing import JacobianAggregator, Losses, MicroBatch, build, engine
@@ -103,7 +104,9 @@ def both(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(path)), nprocs=2)
+    # This file as a script: a spawned child would have to import the tests as a package, which they are not.
+    started = [subprocess.Popen([sys.executable, __file__, str(rank), str(port), str(path)]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in started] == [0, 0]
     return torch.load(path)
 
 
@@ -116,3 +119,7 @@ def test_two_processes_are_one(both, name):
 
 def test_a_probe_sees_all_processes(both):
     torch.testing.assert_close(both["probe"], probed(list(range(10)), None), rtol=1e-6, atol=1e-9)
+
+
+if __name__ == "__main__":
+    worker(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -65,6 +65,10 @@ SHARINGS = {
         "polytask.sharing.cross_stitch:CrossStitch",
         "One tower a task, joined after the stages by units that mix the towers' activations.",
     ),
+    "sluice": Entry(
+        "polytask.sharing.sluice:Sluice",
+        "One tower a task; units mix subspaces of the towers' activations, and each task mixes its tower's layers.",
+    ),
     "film": Entry(
         "polytask.sharing.film:FiLM", "One trunk whose channels each task scales and shifts, as its embedding says."
     ),

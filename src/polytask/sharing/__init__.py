@@ -15,6 +15,7 @@ from polytask.sharing.mmoe import MMoE
 from polytask.sharing.mtan import MTAN
 from polytask.sharing.ple import PLE
 from polytask.sharing.separate import Separate
+from polytask.sharing.sluice import Sluice
 from polytask.sharing.soft import Soft
 from polytask.sharing.task_routing import TaskRouting
 
@@ -34,6 +35,7 @@ __all__ = [
     "NeedsExample",
     "Separate",
     "Sharing",
+    "Sluice",
     "Soft",
     "Tap",
     "TaskAttention",

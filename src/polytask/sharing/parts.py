@@ -109,7 +109,7 @@ def take_apart(encoder: nn.Module, example: Any | None, cuts: Sequence[int] = ()
     staged = in_stages(encoder)
     stages = list(staged.stages)
     bounds = [0, *cuts, len(stages)]
-    own = _after_begin(encoder, stages, example)
+    own = after_begin(encoder, stages, example)
     blocks = [Block(nn.Sequential(*stages[a:b])) for a, b in itertools.pairwise(bounds[:-1])]
     last = bounds[-2]
     if _ends_plainly(staged):
@@ -135,8 +135,12 @@ def _ends_plainly(encoder: InStages) -> bool:
         return False
 
 
-def _after_begin(encoder: nn.Module, stages: Sequence[nn.Module], example: Any | None) -> set[int]:
-    """Ids of the weights that stages and end use."""
+def after_begin(encoder: nn.Module, stages: Sequence[nn.Module], example: Any | None) -> set[int]:
+    """Ids of the weights that stages and end use.
+
+    Raises:
+        NeedsExample: if only a run can tell which weights belong to the beginning.
+    """
     own = {id(t) for stage in stages for t in _tensors(stage).values()}
     outside = {id(t): n for n, t in _tensors(encoder).items() if id(t) not in own}
     if not outside or _ends_plainly(in_stages(encoder)):

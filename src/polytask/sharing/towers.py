@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from polytask.errors import listed
+from polytask.errors import ShapeError, listed
 from polytask.sharing.base import NeedsExample
 from polytask.sharing.experts import dense_chain
 from polytask.sharing.layers import per_task
-from polytask.sharing.parts import in_stages, quietly
+from polytask.sharing.parts import after_begin, in_stages, quietly
 from polytask.sharing.separate import reset_parameters
 
 
@@ -46,6 +46,18 @@ def stage_channels(encoder: nn.Module, example: Any | None) -> list[tuple[int, i
     Raises:
         NeedsExample: if it is unknown until an example has been seen.
     """
+    return [(shape[dim], dim) for shape, dim in stage_shapes(encoder, example)]
+
+
+def stage_shapes(encoder: nn.Module, example: Any | None) -> list[tuple[tuple[int, ...], int]]:
+    """For each stage the shape of its output, rows first, and the dimension of its channels.
+
+    Without an example, rows are 0 and outputs count as vectors.
+
+    Raises:
+        NeedsExample: if it is unknown until an example has been seen.
+        ShapeError: if a stage returns something else than a tensor.
+    """
     staged = in_stages(encoder)
     if example is None:
         widths = [_last_width(stage) for stage in staged.stages]
@@ -54,18 +66,35 @@ def stage_channels(encoder: nn.Module, example: Any | None) -> list[tuple[int, i
                 f"How many channels the stages of {type(encoder).__name__} have is unknown until it runs. Pass "
                 "MultiTaskModel(..., example=inputs_of_a_few_rows), or let fit build the model from its first batch."
             )
-        return [(width or 0, -1) for width in widths]
-    outs: list[Tensor] = []
+        return [((0, width or 0), -1) for width in widths]
+    shapes: list[tuple[int, ...]] = []
 
     def run() -> None:
         state = staged.begin(example)
-        for stage in staged.stages:
+        for number, stage in enumerate(staged.stages):
             state = stage(state)
-            outs.append(state)
+            if not isinstance(state, Tensor):
+                raise ShapeError(
+                    f"Stage {number} of {type(encoder).__name__} returns a {type(state).__name__}. Towers are joined "
+                    "on tensors: let every stage return one."
+                )
+            shapes.append(tuple(state.shape))
 
     quietly(encoder, run)
-    dims = staged.channel_dims or tuple(1 if out.dim() > 3 else -1 for out in outs)
-    return [(out.shape[dim], dim) for out, dim in zip(outs, dims, strict=True)]
+    dims = staged.channel_dims or tuple(1 if len(shape) > 3 else -1 for shape in shapes)
+    return list(zip(shapes, dims, strict=True))
+
+
+def tail_parameters(encoder: nn.Module, last: int, example: Any | None) -> frozenset[str]:
+    """Names of the parameters that are used behind stage ``last`` alone: by later stages and by the end.
+
+    Raises:
+        NeedsExample: if only a run can tell which weights belong to the encoder's beginning.
+    """
+    stages = list(in_stages(encoder).stages)
+    early = {id(p) for stage in stages[: last + 1] for p in stage.parameters()}
+    own = after_begin(encoder, stages, example) - early
+    return frozenset(name for name, p in encoder.named_parameters() if id(p) in own)
 
 
 def _last_width(stage: nn.Module) -> int | None:

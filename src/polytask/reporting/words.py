@@ -120,7 +120,10 @@ def gain(task: TaskRecord, source: str) -> float | None:
     ours, theirs = primary_score(task), defined(task.reference.get(source, {}), task.primary)
     if ours is None or theirs is None:
         return None
-    return ours - theirs if task.directions.get(task.primary, True) else theirs - ours
+    better = ours - theirs if task.directions.get(task.primary, True) else theirs - ours
+    size = max(abs(ours), abs(theirs))
+    # To the digits that are shown: what looks equal is not called better.
+    return better if size < 1e-3 else round(better, 4 if size < 10 else 2)
 
 
 def summary(task: TaskRecord) -> str:

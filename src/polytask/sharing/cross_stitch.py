@@ -14,7 +14,7 @@ from polytask.errors import RecipeError
 from polytask.sharing.base import Sharing, Tap, feature_shape, identity
 from polytask.sharing.layers import task_key
 from polytask.sharing.parts import in_stages, stage_numbers
-from polytask.sharing.towers import along, stage_channels, towers
+from polytask.sharing.towers import along, stage_channels, tail_parameters, towers
 
 
 class CrossStitch(Sharing):
@@ -74,6 +74,7 @@ class CrossStitch(Sharing):
         self.towers = nn.ModuleDict({"first": encoder})
         self.units = nn.ModuleList()
         self._tasks: tuple[str, ...] = ()
+        self._tail: frozenset[str] = frozenset()
         if type(self) is CrossStitch:
             options = {"per_channel": per_channel, "same": same, "reset": reset}
             registry.mark(self, "cross_stitch", {"stages": None if stages is None else list(stages), **options})
@@ -87,6 +88,7 @@ class CrossStitch(Sharing):
         """Make the towers and units; return each task's feature shape."""
         shape = feature_shape(self.encoder, example)
         channels = stage_channels(self.encoder, example)
+        self._tail = tail_parameters(self.encoder, self.at[-1], example)
         self.towers = towers(self.encoder, tasks, self.reset, "'cross_stitch'")
         self.units = nn.ModuleList(
             Stitch(tasks, channels[number][0] if self.per_channel else 1, channels[number][1], self.same)
@@ -110,11 +112,7 @@ class CrossStitch(Sharing):
 
     def task_parameters(self, task: str) -> Iterable[nn.Parameter]:
         """The task's row of the last unit, and its tower from there on."""
-        tower = self.towers[task_key(task)]
-        stages = list(in_stages(tower).stages)
-        before = {id(p) for stage in stages[: self.at[-1] + 1] for p in stage.parameters()}
-        behind = {id(p) for stage in stages[self.at[-1] + 1 :] for p in stage.parameters()} - before
-        yield from (p for p in tower.parameters() if id(p) in behind)
+        yield from (p for name, p in self.towers[task_key(task)].named_parameters() if name in self._tail)
         if self.units:
             yield cast(Stitch, self.units[-1]).row(task)
 

@@ -73,12 +73,13 @@ class StepBuilder:
         """
         pieces = [piece for part in parts for piece in self._cut(part.batch)]
         selected = [self._select(piece) for piece in pieces]
-        totals = self._totals(selected)
+        totals, rows = self._totals(selected, sum(map(len, pieces)))
         micro: list[MicroBatch] = []
         for piece, labels in zip(pieces, selected, strict=True):
             tasks = tuple(task for task in labels if totals[task] > 0)
             if tasks:
-                forward = self._forward(piece.inputs, {t: labels[t] for t in tasks}, totals, first=not micro)
+                present = {task: labels[task] for task in tasks}
+                forward = self._forward(piece.inputs, present, totals, len(piece) / rows, first=not micro)
                 micro.append(MicroBatch(tasks, forward))
         return micro
 
@@ -133,18 +134,19 @@ class StepBuilder:
                 found[task] = Labelled(targets.index_select(0, rows), rows, chosen)
         return found
 
-    def _totals(self, selected: list[dict[str, Labelled]]) -> dict[str, float]:
-        """Labels (or their weights) of every task over the whole step, in one call over processes."""
-        counts = torch.zeros(len(self._order), dtype=torch.float64)
+    def _totals(self, selected: list[dict[str, Labelled]], rows: int) -> tuple[dict[str, float], float]:
+        """Labels (or their weights) of every task, and rows, over the whole step: one call over processes."""
+        counts = torch.zeros(len(self._order) + 1, dtype=torch.float64)
+        counts[-1] = rows
         for labels in selected:
             for task, label in labels.items():
                 total = len(label.targets) if label.weights is None else label.weights.sum(dtype=torch.float64)
                 counts[self._order[task]] += total
-        totals = self.runtime.sum(counts).tolist()
-        return {task: totals[position] for task, position in self._order.items()}
+        *totals, all_rows = self.runtime.sum(counts).tolist()
+        return {task: totals[position] for task, position in self._order.items()}, all_rows
 
     def _forward(
-        self, inputs: Any, labels: Mapping[str, Labelled], totals: Mapping[str, float], first: bool
+        self, inputs: Any, labels: Mapping[str, Labelled], totals: Mapping[str, float], part: float, first: bool
     ) -> Callable[[Tap], Losses]:
         moved = {task: Labelled(*self._move([x.targets, x.rows, x.weights])) for task, x in labels.items()}
 
@@ -152,7 +154,7 @@ class StepBuilder:
             with self.runtime.autocast():
                 outputs = self.model(inputs, tuple(moved), tap=tap)
             shares = {task: self._share(task, outputs[task], label, totals[task]) for task, label in moved.items()}
-            return Losses(shares, self._penalty(first))
+            return Losses(shares, self._penalty(part, first))
 
         return forward
 
@@ -163,16 +165,15 @@ class StepBuilder:
             losses = losses * label.weights
         return losses.sum() / total
 
-    def _penalty(self, first: bool) -> Tensor | None:
-        """Parameter penalties once a step; those of the sharing's forward once a micro-batch, averaged.
+    def _penalty(self, part: float, first: bool) -> Tensor | None:
+        """Penalties of a forward weigh as its part of the step's rows; those of the weights come once a step.
 
-        Both are divided by the number of processes, because ``.grad`` is summed over them.
+        The latter are divided by the number of processes, because ``.grad`` is summed over them.
         """
         settings, world = self.penalties, self.runtime.world
-        terms = [
-            settings.sharing.get(name, 1.0) * value / (self.accumulate * world)
-            for name, value in self.model.sharing.penalties().items()
-        ]
+        # A forward without rows has no part, and its means over rows are undefined.
+        of_forward = self.model.sharing.penalties() if part else {}
+        terms = [settings.sharing.get(name, 1.0) * part * value for name, value in of_forward.items()]
         of_weights = parameter_penalty(settings, self.model.parameters()) if first else None
         if of_weights is not None:
             terms.append(of_weights / world)

@@ -100,6 +100,8 @@ class Loop:
         """
         self.call(lambda callback: callback.on_start(self))
         self._watch_gradients()
+        # Here and after every epoch, not in every step: walking over all modules takes a percent of a small step.
+        self.model.train()
         with self._interrupts():
             while self.step < self.total_steps and self.stop_reason is None:
                 self._train_step()
@@ -114,7 +116,6 @@ class Loop:
         self.call(lambda callback: callback.on_end(self))
 
     def _train_step(self) -> None:
-        self.model.train()
         micro = self.builder.build(self.mixer.draw(self.step))
         rate = self.schedule.get_last_lr()[0]
         self.optimizer.zero_grad(set_to_none=True)
@@ -157,6 +158,7 @@ class Loop:
         self.call(lambda callback: callback.on_epoch_end(self, row))
         self.recorder.start_epoch()
         self._warn_without_gradient()
+        self.model.train()
 
     def validate(self) -> Scores:
         """Scores on the validation sources, with BatchNorm statistics averaged over processes."""

@@ -3,7 +3,8 @@ import re
 import numpy as np
 import pytest
 
-from polytask.reporting.plots import Line, bars, heat_map, lines, scatter, thinned
+from polytask.reporting.heat import heat_map
+from polytask.reporting.plots import Line, bars, lines, scatter, thinned
 
 
 def points(svg):

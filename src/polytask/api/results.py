@@ -18,6 +18,7 @@ from polytask.reporting import (
     ModelPart,
     ModelSummary,
     RunRecord,
+    SharingRecord,
     TaskRecord,
     Timings,
 )
@@ -131,6 +132,7 @@ def _record(
             notes=context.notes,
         ),
         model=_model_summary(run.model),
+        sharing=tuple(SharingRecord(**entry) for entry in run.sharing),
         timings=_timings(run, runtime),
         warnings=tuple(run.notes[1:]),
     )

@@ -6,6 +6,7 @@ from polytask.reporting.record import (
     ModelPart,
     ModelSummary,
     RunRecord,
+    SharingRecord,
     TaskRecord,
     Timings,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "ModelPart",
     "ModelSummary",
     "RunRecord",
+    "SharingRecord",
     "TaskRecord",
     "Timings",
     "render",

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_POINTS = 200
-MAX_VECTOR_CELLS = 30
-MAX_CELL_TEXTS = 20
 LABEL_LENGTH = 26
 # Half an epoch between two marks of an axis would be odd.
 COUNTED = ("epoch", "step")
@@ -29,8 +27,6 @@ SERIES = tuple(f"#0101{index:02x}" for index in range(16, 24))
 _VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)"} | {
     colour: f"var(--c{index})" for index, colour in enumerate(SERIES)
 }
-# A picture inside an SVG cannot follow the page; this blue reads on white and on black.
-_PICTURE_BLUE = (0.30, 0.52, 0.86)
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "polytask",
@@ -120,7 +116,7 @@ def lines(
             below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}
             axes.legend(**(below if len(series) > 2 else {}))
 
-    return _svg(draw, (3.6, 3.5) if square else (4.6, 2.6), title)
+    return svg(draw, (3.6, 3.5) if square else (4.6, 2.6), title)
 
 
 def _line(axes: Axes, line: Line) -> None:
@@ -158,7 +154,7 @@ def bars(edges: Sequence[float], counts: Sequence[float], *, title: str, x_label
             axes.axvline(0, color=INK, linewidth=1, dashes=(3, 3))
         axes.set(title=title, xlabel=x_label, ylabel="rows")
 
-    return _svg(draw, (4.4, 2.9), title)
+    return svg(draw, (4.4, 2.9), title)
 
 
 def scatter(true: Sequence[float], predicted: Sequence[float], *, title: str) -> Markup:
@@ -178,63 +174,7 @@ def scatter(true: Sequence[float], predicted: Sequence[float], *, title: str) ->
         axes.plot(ends, ends, color=MUTED, dashes=(4, 3), linewidth=1.1)
         axes.set(title=title, xlabel="true", ylabel="predicted")
 
-    return _svg(draw, (3.6, 3.5), title)
-
-
-def heat_map(shares: NDArray[np.float64], names: Sequence[str], *, title: str) -> Markup:
-    """Shares from 0 to 1 between true classes (down) and predicted ones (across).
-
-    Args:
-        shares: ``[k, k]``; a row of NaN is a class without rows.
-        names: Class names, ``[k]``.
-        title: Heading.
-    """
-    k = len(names)
-    cell = 0.42 if k <= MAX_CELL_TEXTS else max(0.11, 8.4 / k)
-    side = max(1.6, cell * k)
-    size = 9.0 if k <= MAX_CELL_TEXTS else max(5.0, 72 * side / k * 0.78)
-    shown = np.nan_to_num(shares)
-
-    def draw(axes: Axes) -> None:
-        _cells(axes, shown)
-        if k <= MAX_CELL_TEXTS:
-            _cell_texts(axes, shown, size * (0.95 if k <= 12 else 0.8))
-        labels = [shortened(name) for name in names]
-        # Upright below the cells unless every name fits into the width of one.
-        upright = max(map(len, labels)) > 7 * cell / 0.42
-        axes.set_xticks(range(k), labels, rotation=90 if upright else 0, fontsize=min(size, 9))
-        axes.set_yticks(range(k), labels, fontsize=min(size, 9))
-        axes.tick_params(length=0)
-        axes.set(xlim=(-0.5, k - 0.5), ylim=(k - 0.5, -0.5), xlabel="predicted", ylabel="true", title=title)
-        axes.grid(visible=False)
-
-    return _svg(draw, (side, side), title)
-
-
-def _cells(axes: Axes, shown: NDArray[np.float64]) -> None:
-    if len(shown) > MAX_VECTOR_CELLS:
-        picture = np.empty((*shown.shape, 4))
-        picture[..., :3], picture[..., 3] = _PICTURE_BLUE, _strength(shown)
-        axes.imshow(picture, interpolation="nearest", aspect="equal")
-        return
-    from matplotlib.patches import Rectangle
-
-    for row, column in np.argwhere(shown > 0):
-        corner = (column - 0.48, row - 0.48)
-        alpha = float(_strength(shown[row, column]))
-        axes.add_patch(Rectangle(corner, 0.96, 0.96, facecolor=SERIES[0], alpha=alpha, linewidth=0))
-
-
-def _strength(share: Any) -> Any:
-    """Opacity: a square root, so that rare confusions are seen at all."""
-    return 0.72 * np.sqrt(share)
-
-
-def _cell_texts(axes: Axes, shown: NDArray[np.float64], size: float) -> None:
-    for row, column in np.argwhere(shown >= 0.005):
-        text = f"{100 * shown[row, column]:.0f}"
-        weight = "bold" if row == column else "normal"
-        axes.text(column, row, text, ha="center", va="center", fontsize=size, fontweight=weight)
+    return svg(draw, (3.6, 3.5), title)
 
 
 def shortened(name: str, length: int = LABEL_LENGTH) -> str:
@@ -247,8 +187,14 @@ def shortened(name: str, length: int = LABEL_LENGTH) -> str:
     return name if len(name) <= length else name[: length - 1].rstrip() + "…"
 
 
-def _svg(draw: Callable[[Axes], None], inches: tuple[float, float], title: str) -> Markup:
-    """What ``draw`` leaves on fresh axes, as inline SVG."""
+def svg(draw: Callable[[Axes], None], inches: tuple[float, float], title: str) -> Markup:
+    """What ``draw`` leaves on fresh axes, as inline SVG.
+
+    Args:
+        draw: Draws on the axes; INK, MUTED, LINE and SERIES are the colours that follow the page.
+        inches: Width and height of the figure.
+        title: What a screen reader says.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -125,6 +125,29 @@ class ModelSummary(_Strict):
 
 
 @dataclass(frozen=True)
+class SharingRecord(_Strict):
+    """How one matrix of the sharing went over training: gates, stitches, relations, parents or attention.
+
+    Args:
+        name: What the sharing calls it, such as ``"gates"`` or ``"stitch 1"``.
+        axes: What rows and columns stand for, such as ``("task", "expert")``.
+        rows: Names of the rows.
+        columns: Names of the columns; fewer than there are in a matrix too large to keep.
+        size: Rows and columns that the sharing has.
+        epochs: The epochs looked at.
+        values: For each of these a matrix ``[rows, columns]``; None where there was no number.
+    """
+
+    name: str
+    axes: tuple[str, str]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    size: tuple[int, int]
+    epochs: tuple[int, ...]
+    values: tuple[tuple[tuple[float | None, ...], ...], ...]
+
+
+@dataclass(frozen=True)
 class Timings(_Strict):
     """What the run cost.
 
@@ -160,6 +183,7 @@ class RunRecord(_Strict):
         stop_reason: Why the run ended early, or empty.
         data: What the data are.
         model: What the model is made of.
+        sharing: What the sharing showed of itself over training; empty if it has nothing to show.
         timings: What the run cost.
         warnings: What a reader must know, one line each.
 
@@ -183,6 +207,7 @@ class RunRecord(_Strict):
     stop_reason: str = ""
     data: DataSummary = field(default_factory=DataSummary)
     model: ModelSummary = field(default_factory=ModelSummary)
+    sharing: tuple[SharingRecord, ...] = ()
     timings: Timings = field(default_factory=Timings)
     warnings: tuple[str, ...] = ()
 

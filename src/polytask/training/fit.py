@@ -24,6 +24,7 @@ from polytask.models import MultiTaskModel
 from polytask.tasks.task import Task, labelled
 from polytask.training.callbacks import Callback
 from polytask.training.history import HistoryFile, TimingsFile
+from polytask.training.inspection import SharingLog
 from polytask.training.loop import Loop
 from polytask.training.optim import build_optimizer, build_schedule
 from polytask.training.runtime import Runtime
@@ -46,6 +47,7 @@ class Run:
         best_epoch: The epoch whose weights were kept, or None for the last.
         stop_reason: Why the run stopped early, or None.
         is_main: Whether this is the process that prints and writes.
+        sharing: What the sharing showed of itself over training, as ``SharingLog.entries`` gives it.
     """
 
     model: MultiTaskModel
@@ -57,6 +59,7 @@ class Run:
     best_epoch: int | None = None
     stop_reason: str | None = None
     is_main: bool = True
+    sharing: list[dict[str, Any]] = field(default_factory=list)
 
 
 def train(
@@ -101,6 +104,10 @@ def train(
         scores = loop.validate() if validation else None
     timings = next(callback for callback in loop.callbacks if isinstance(callback, TimingsFile))
     best = next((callback.best_epoch for callback in loop.callbacks if isinstance(callback, BestModel)), None)
+    shown = next(callback for callback in loop.callbacks if isinstance(callback, SharingLog))
+    if best and runtime.is_main:
+        # The validation above ran with the chosen weights.
+        shown.settle(model.sharing, best)
     return Run(
         model,
         loop.history,
@@ -111,6 +118,7 @@ def train(
         best,
         loop.stop_reason,
         runtime.is_main,
+        shown.entries(),
     )
 
 
@@ -150,7 +158,7 @@ def _callbacks(
     path: Path | None,
     runtime: Runtime,
 ) -> list[Callback]:
-    found: list[Callback] = [TimingsFile(path if runtime.is_main else None)]
+    found: list[Callback] = [TimingsFile(path if runtime.is_main else None), SharingLog(list(model.tasks))]
     if path is None and settings.loggers:
         raise RecipeError("training.loggers need a folder to write to. Give the run one with out=...")
     if path is not None:

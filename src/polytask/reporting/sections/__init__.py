@@ -10,6 +10,7 @@ from polytask.reporting.sections.learning import learning
 from polytask.reporting.sections.model import model
 from polytask.reporting.sections.overview import overview
 from polytask.reporting.sections.run import run
+from polytask.reporting.sections.sharing import sharing
 from polytask.reporting.sections.tasks import tasks
 
 SECTIONS: tuple[Callable[[RunRecord], Section | None], ...] = (
@@ -17,6 +18,7 @@ SECTIONS: tuple[Callable[[RunRecord], Section | None], ...] = (
     learning,
     tasks,
     conflict,
+    sharing,
     data,
     model,
     run,

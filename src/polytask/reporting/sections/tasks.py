@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from polytask.reporting.plots import Line, bars, heat_map, lines, scatter
+from polytask.reporting.heat import heat_map
+from polytask.reporting.plots import Line, bars, lines, scatter
 from polytask.reporting.record import RunRecord, TaskRecord
 from polytask.reporting.section import Section, fill, task_anchor
 from polytask.reporting.sections.classes import classes_view

@@ -19,6 +19,7 @@ extensions = [
     "mathml",
     "polytask_balancers",
     "polytask_reference",
+    "polytask_sharings",
 ]
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3

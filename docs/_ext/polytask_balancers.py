@@ -99,12 +99,12 @@ def example(key: str, cls: type, made) -> str:
     return f"Gradients (2, 0), (-1, 1), (0, 0): {text}{told}"
 
 
-def options(cls: type) -> list[str]:
-    """A table of a method's options; a missing text is an error of the build."""
+def options(cls: type, without: tuple[str, ...] = ()) -> list[str]:
+    """A table of the options of a class, but for those in ``without``; a missing text is an error of the build."""
     from polytask import registry
 
     texts = arguments(cls)
-    known = registry.options_of(cls)
+    known = {name: option for name, option in registry.options_of(cls).items() if name not in without}
     if not known:
         return ["Options: none.", ""]
     lines = [".. list-table::", "   :header-rows: 1", "   :widths: 18 17 65", ""]

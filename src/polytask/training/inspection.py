@@ -110,7 +110,7 @@ class SharingLog(Callback):
         found = matrices(sharing.inspect(), self._tasks)
         if not found:
             return None
-        limit = min(MOST_NUMBERS, MOST_TOGETHER // len(found))
+        limit = max(1, min(MOST_NUMBERS, MOST_TOGETHER // len(found)))
         kept = {name: _thinned(values, limit) for name, values in found.items()}
         sizes = {name: (values.shape[0], values.shape[1]) for name, values in found.items()}
         return _Look(self._count, epoch, kept, sizes)
@@ -126,7 +126,7 @@ class SharingLog(Callback):
         newest = self._looks[-1]
         size, shape = newest.sizes[name], newest.found[name].shape
         alike = [look for look in self._looks if look.sizes.get(name) == size and look.found[name].shape == shape]
-        axes = AXES.get(name.split()[0], ("row", "column"))
+        axes = AXES.get(name.partition(" ")[0], ("row", "column"))
         labels = [_labels(axis, count, self._tasks) for axis, count in zip(axes, size, strict=True)]
         rows, columns = ([of[i] for i in _spread(len(of), kept)] for of, kept in zip(labels, shape, strict=True))
         return {

@@ -103,7 +103,7 @@ def _values(entry: SharingRecord) -> NDArray[np.float64]:
 
 
 def _part(entry: SharingRecord, record: RunRecord, detailed: bool) -> Part:
-    values, word = _values(entry), entry.name.split()[0]
+    values, word = _values(entry), entry.name.partition(" ")[0]
     title = entry.name[:1].upper() + entry.name[1:]
     at = chosen(entry, record)
     now = values[at]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from polytask.data.batch import map_tensors
 from polytask.data.schema import TableSchema
 from polytask.errors import RecipeError, listed, unknown
-from polytask.models.heads import Head, same_layers
+from polytask.models.heads import TaskHead, TaskNetwork, make_head, same_layers
 from polytask.sharing.base import NeedsExample, Sharing, Tap, identity
 from polytask.sharing.layers import per_task, task_key
 from polytask.tasks.task import Task
@@ -118,7 +118,7 @@ class MultiTaskModel(nn.Module):
         if first is not None:
             example = map_tensors(example, lambda tensor: tensor.to(first.device))
         shapes = self.sharing.setup(tuple(self._tasks), example)
-        self.heads = per_task({name: Head(task.head, shapes[name]) for name, task in self._tasks.items()})
+        self.heads = per_task({name: make_head(task.head, shapes[name]) for name, task in self._tasks.items()})
         if first is not None:
             # The model may have been moved before it was built, and what is new follows it.
             self.to(first.device, dtypes.pop() if len(dtypes) == 1 else None)
@@ -140,12 +140,12 @@ class MultiTaskModel(nn.Module):
             raise RecipeError(f"The model's tasks are {listed(self._tasks)}; found {listed(new)}.")
         self._tasks = {name: new[name] for name in self._tasks}
         for name, task in self._tasks.items() if self._built else ():
-            head = self.heads[task_key(name)]
-            assert isinstance(head, Head)
+            head = self._head(name)
             if same_layers(head.spec, task.head):
                 head.standardise(task.head)
             else:
-                made = Head(task.head, self._shapes[name]).to(head.output.weight.device, head.output.weight.dtype)
+                old = next(head.parameters())
+                made = make_head(task.head, self._shapes[name]).to(old.device, old.dtype)
                 self.heads[task_key(name)] = made.train(head.training)
 
     def forward(self, inputs: Any, tasks: Sequence[str] | None = None, *, tap: Tap = identity) -> dict[str, Tensor]:
@@ -157,7 +157,7 @@ class MultiTaskModel(nn.Module):
             tap: Called once on the tensors where shared computation ends.
 
         Returns:
-            For each task ``[rows]`` or ``[rows, outputs]``.
+            For each task its raw outputs, rows first.
 
         Raises:
             RecipeError: for an unknown task.
@@ -168,7 +168,13 @@ class MultiTaskModel(nn.Module):
         for name in names:
             self._require_task(name)
         features = self.sharing(inputs, names, tap)
-        return {name: self.heads[task_key(name)](features[name]) for name in names}
+        return {name: self._output(self._head(name), features[name], inputs) for name in names}
+
+    def _head(self, name: str) -> TaskHead:
+        return self.heads[task_key(name)]  # type: ignore[return-value]
+
+    def _output(self, head: TaskHead, features: Tensor, inputs: Any) -> Tensor:
+        return head(features, inputs) if head.reads_inputs else head(features)  # type: ignore[no-any-return]
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Trained parameters that belong to no single task."""
@@ -192,7 +198,7 @@ class MultiTaskModel(nn.Module):
         """
         self._require_built("extract")
         self._require_task(task)
-        return nn.Sequential(self.sharing.extract(task), self.heads[task_key(task)]).train(self.training)
+        return TaskNetwork(self.sharing.extract(task), self._head(task)).train(self.training)
 
     def summary(self) -> list[Part]:
         """How many parameters each part trains, and whether it is shared; for the report."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from polytask.data.batch import first_tensor, map_tensors
+from polytask.data.batch import first_tensor, joined_rows, map_tensors
 from polytask.data.preprocess import TablePreprocessor
 from polytask.data.schema import TableSchema
 from polytask.errors import DataError, unknown
@@ -63,9 +63,14 @@ class Predictor:
             data = pl.DataFrame(dict(data))
         return self.preprocessor.inputs(as_frame(data))
 
-    @torch.inference_mode()
     def raw(self, data: Any, tasks: Sequence[str] | None = None, batch_size: int = 8192) -> dict[str, Tensor]:
         """Raw outputs by task, ``[rows, ...]``, on the CPU."""
+        return self._run(data, tasks, batch_size, keep=lambda task, raw: raw)
+
+    @torch.inference_mode()
+    def _run(
+        self, data: Any, tasks: Sequence[str] | None, batch_size: int, keep: Callable[[str, Tensor], Tensor]
+    ) -> dict[str, Tensor]:
         for task in tasks or ():
             if task not in self.model.tasks:
                 raise DataError(unknown("task", task, self.model.tasks))
@@ -77,8 +82,8 @@ class Predictor:
         for start in range(0, rows, batch_size):
             piece = map_tensors(inputs, lambda t, a=start: t[a : a + batch_size].to(self.device))  # type: ignore[misc]
             for task, output in self.model(piece, wanted).items():
-                parts[task].append(output.cpu())
-        return {task: torch.cat(outputs) for task, outputs in parts.items()}
+                parts[task].append(keep(task, output).cpu())
+        return {task: joined_rows(outputs) for task, outputs in parts.items()}
 
     def predict(self, data: Any, tasks: Sequence[str] | None = None, batch_size: int = 8192) -> pl.DataFrame:
         """Decoded predictions.
@@ -97,8 +102,10 @@ class Predictor:
         import polars as pl
 
         columns: dict[str, Any] = {}
-        for task, output in self.raw(data, tasks, batch_size).items():
-            for suffix, values in self.model.tasks[task].decode(output).items():
+        known = self.model.tasks
+        kept = self._run(data, tasks, batch_size, keep=lambda task, raw: known[task].kept(raw))
+        for task, output in kept.items():
+            for suffix, values in known[task].decode(output).items():
                 columns[f"{task}_{suffix}" if suffix else task] = values
         return pl.DataFrame(columns)
 

@@ -30,6 +30,7 @@ class HeadSpec:
         dropout: Dropout probability between the private layers.
         shift: Added to the raw output after scaling: a target's training mean. A buffer of the head.
         scale: What the raw output is multiplied by: a target's training standard deviation.
+        form: What kind of head: ``"vector"`` gives one output a row; other kinds are in ``models/heads``.
     """
 
     outputs: int | None = None
@@ -37,6 +38,7 @@ class HeadSpec:
     dropout: float = 0.0
     shift: tuple[float, ...] | float = 0.0
     scale: tuple[float, ...] | float = 1.0
+    form: str = "vector"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,11 @@ class Task:
         primary: The metric that stands for the task in multi-task criteria.
         options: Plain data: ``registry.build("tasks", kind, options, name=name)`` makes this task again.
         refit: ``(targets, weights) -> options``: the options that the training data fix, filled in.
+        units: Of tasks with several labels a row (a tag for each word, boxes of an image): maps labelled targets
+            ``[rows, ...]`` to what each row counts, ``[rows]``, and ``loss`` is then the sum over a row's units. The
+            mean is over all units of a step. None counts every row once.
+        keep: Raw outputs of a batch -> what evaluation and prediction keep of them, still on the device: all that
+            ``score`` and ``decode`` read. Rows of different lengths are padded with NaN. None keeps all.
     """
 
     name: str
@@ -108,6 +115,12 @@ class Task:
     primary: str
     options: Mapping[str, Any]
     refit: Callable[[Tensor, Tensor | None], Mapping[str, Any]]
+    units: Callable[[Tensor], Tensor] | None = None
+    keep: Callable[[Tensor], Tensor] | None = None
+
+    def kept(self, raw: Tensor) -> Tensor:
+        """What is kept of a batch's raw outputs: all that ``score`` and ``decode`` read."""
+        return raw if self.keep is None else self.keep(raw)
 
     @property
     def is_known(self) -> bool:

@@ -140,10 +140,17 @@ class StepBuilder:
         counts[-1] = rows
         for labels in selected:
             for task, label in labels.items():
-                total = len(label.targets) if label.weights is None else label.weights.sum(dtype=torch.float64)
-                counts[self._order[task]] += total
+                counts[self._order[task]] += self._count(task, label)
         *totals, all_rows = self.runtime.sum(counts).tolist()
         return {task: totals[position] for task, position in self._order.items()}, all_rows
+
+    def _count(self, task: str, label: Labelled) -> Tensor | float:
+        """What a task's labelled rows count together: rows, their weights, or the units that they hold."""
+        units = self.model.tasks[task].units
+        if units is None:
+            return len(label.targets) if label.weights is None else label.weights.sum(dtype=torch.float64)
+        of_rows = units(label.targets).double()
+        return of_rows.sum() if label.weights is None else of_rows @ label.weights.double()
 
     def _forward(
         self, inputs: Any, labels: Mapping[str, Labelled], totals: Mapping[str, float], part: float, first: bool

@@ -1,17 +1,20 @@
-"""Heads: from a task's features to its raw outputs."""
+"""The head of tasks with one output a row."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from polytask.errors import ShapeError
+from polytask.models.heads.base import TaskHead
 from polytask.sharing.layers import dense_stages, vector_from
 from polytask.tasks.task import HeadSpec
 
 
-class Head(nn.Module):
+class Head(TaskHead):
     r"""Private layers, then one affine map: raw output :math:`= s \cdot (W h(z) + b) + \mu`.
 
     The affine map is computed in float32 under autocast as well. ``shift`` (:math:`\mu`) and ``scale``
@@ -36,14 +39,13 @@ class Head(nn.Module):
     scale: Tensor | None
 
     def __init__(self, spec: HeadSpec, shape: tuple[int, ...]):
-        super().__init__()
+        super().__init__(spec)
         pooled, width = vector_from(shape)
         hidden = dense_stages(width, spec.hidden, dropout=spec.dropout)
         self.layers = nn.Sequential(*pooled, *hidden)
         self.output = nn.Linear([width, *spec.hidden][-1], 1 if spec.outputs is None else spec.outputs)
         self.register_buffer("shift", None)
         self.register_buffer("scale", None)
-        self.spec = spec
         self.standardise(spec)
 
     def standardise(self, spec: HeadSpec) -> None:
@@ -51,9 +53,9 @@ class Head(nn.Module):
         device = self.output.weight.device
         self.shift = _buffer("shift", spec.shift, 0.0, spec.outputs, device)
         self.scale = _buffer("scale", spec.scale, 1.0, spec.outputs, device)
-        self.spec = spec
+        super().standardise(spec)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, inputs: Any = None) -> Tensor:
         """Raw outputs ``[rows, outputs]``, or ``[rows]`` if ``outputs`` is None."""
         hidden = self.layers(features)
         if torch.is_autocast_enabled(hidden.device.type):
@@ -71,11 +73,6 @@ class Head(nn.Module):
         if self.shift is not None:
             raw = raw + self.shift
         return raw.squeeze(-1) if self.spec.outputs is None else raw
-
-
-def same_layers(first: HeadSpec, second: HeadSpec) -> bool:
-    """Whether heads of two specs have the same layers, so that one can take the other's place."""
-    return (first.outputs, tuple(first.hidden), first.dropout) == (second.outputs, tuple(second.hidden), second.dropout)
 
 
 def _buffer(

@@ -32,6 +32,10 @@ TASKS = {
     "regression": Entry("polytask.tasks.regression:regression", "A real number, standardised inside."),
     "counts": Entry("polytask.tasks.counts:counts", "A count, with a Poisson log-rate."),
     "ordinal": Entry("polytask.tasks.ordinal:ordinal", "Ordered classes, cumulative logits."),
+    "tagging": Entry(
+        "polytask.tasks.tagging:tagging",
+        "One tag for every word of a text: names and slots, phrases, parts of speech.",
+    ),
 }
 
 ENCODERS = {
@@ -40,6 +44,9 @@ ENCODERS = {
     "convnet": Entry("polytask.models.encoders.convnet:ConvNet", "A small convolutional network for images."),
     "resnet18": Entry("polytask.models.encoders.resnet:resnet18", "ResNet-18 for arrays of images."),
     "resnet34": Entry("polytask.models.encoders.resnet:resnet34", "ResNet-34 for arrays of images."),
+    "bilstm": Entry(
+        "polytask.models.encoders.bilstm:BiLSTM", "Words and their characters, then LSTMs in both directions."
+    ),
 }
 
 SHARINGS = {
@@ -244,6 +251,11 @@ SAMPLERS = {
 
 DATASETS = {
     "census_income": Entry("polytask.data.datasets.census_income:load", "Census-Income (KDD), 299,285 people."),
+    "atis": Entry("polytask.data.datasets.atis:load", "ATIS: intents and slots of 5,871 questions about flights."),
+    "conll2003": Entry(
+        "polytask.data.datasets.conll2003:load",
+        "CoNLL-2003 English: parts of speech, phrases and names of 20,744 news sentences.",
+    ),
 }
 
 GROUPS: dict[str, dict[str, Entry]] = {

@@ -12,6 +12,7 @@ from polytask.tasks.multiclass import multiclass
 from polytask.tasks.multilabel import multilabel
 from polytask.tasks.ordinal import ordinal
 from polytask.tasks.regression import regression
+from polytask.tasks.tagging import tagging
 from polytask.tasks.task import HeadSpec, Metric, TargetSpec, Task
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "multilabel",
     "ordinal",
     "regression",
+    "tagging",
 ]

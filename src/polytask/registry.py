@@ -47,6 +47,10 @@ ENCODERS = {
     "bilstm": Entry(
         "polytask.models.encoders.bilstm:BiLSTM", "Words and their characters, then LSTMs in both directions."
     ),
+    "hub": Entry(
+        "polytask.models.encoders.hub:Hub",
+        "A pretrained text encoder that is built like BERT: BERT, RoBERTa, DistilBERT, MiniLM and their kin.",
+    ),
 }
 
 SHARINGS = {

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor
 
 from polytask.data.numbers import Floats, fill, find_faults, fit_number, scale_number
 from polytask.data.pretrained import read_tokenizer
@@ -236,9 +235,7 @@ def _fit_category(series: pl.Series, min_count: int) -> CategoryColumn:
 
 def _fit_text(series: pl.Series, spec: InputSpec) -> TextColumn:
     if spec.tokenizer is None:
-        return fit_words(
-            series, min_count=spec.min_count, lowercase=spec.lowercase, longest_word=spec.longest_word
-        )
+        return fit_words(series, min_count=spec.min_count, lowercase=spec.lowercase, longest_word=spec.longest_word)
     return TextColumn(series.name, tokenizer=read_tokenizer(spec.tokenizer), longest=spec.longest)
 
 

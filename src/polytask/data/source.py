@@ -15,7 +15,6 @@ from polytask.data.batch import Batch, map_tensors
 from polytask.data.ragged import Padding
 from polytask.errors import DataError, ShapeError
 
-
 PADDED = 1 << 14
 """Most entries of a batch of rows with lengths, padding included, where nothing is trained."""
 BLUR = 0.1

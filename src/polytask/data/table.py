@@ -49,7 +49,8 @@ def read_table(
 
     Args:
         path: A ``.csv``, ``.tsv``, ``.txt``, ``.data``, ``.parquet``, ``.pq``, ``.arrow``, ``.feather``, ``.ipc``,
-            ``.json`` (a list of objects), ``.jsonl`` or ``.ndjson`` (an object a line) file. The fields of ``.tsv`` are separated by tabs whatever ``separator`` says.
+            ``.json`` (a list of objects), ``.jsonl`` or ``.ndjson`` (an object a line) file. The fields of ``.tsv``
+            are separated by tabs whatever ``separator`` says.
         header: Whether a CSV starts with the column names.
         separator: One character between the fields of a CSV.
         na: What stands for a missing value in a CSV.

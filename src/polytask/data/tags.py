@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -125,6 +125,30 @@ def check_tag_lengths(frame: pl.DataFrame, schema: TableSchema, tasks: Iterable[
                 f"Record {at + 1}, {_where(task, series)}: there are {tags[at]} tags for the {words[at]} words of "
                 f"'{text.name}' ({len(wrong):,} such records in all). Every word needs one tag."
             )
+
+
+def with_all_labels(frames: Mapping[str, pl.DataFrame], columns: Sequence[str]) -> dict[str, pl.DataFrame]:
+    """The parts of a data set, with columns that know the labels of all parts, by polars' type Enum.
+
+    A label that training rows lack can be scored then; a model that never saw it gets it wrong.
+
+    Args:
+        frames: The parts.
+        columns: Names of columns of labels, or of lists of labels.
+
+    Example:
+        >>> parts = {"train": pl.DataFrame({"y": ["a"]}), "test": pl.DataFrame({"y": ["b"]})}
+        >>> with_all_labels(parts, ["y"])["train"]["y"].dtype
+        Enum(categories=['a', 'b'])
+    """
+    whole = pl.concat(frames.values())
+    kinds: list[pl.Expr] = []
+    for name in columns:
+        series = whole.get_column(name)
+        nested = isinstance(series.dtype, pl.List)
+        known = pl.Enum((series.explode() if nested else series).drop_nulls().unique().sort())
+        kinds.append(pl.col(name).cast(pl.List(known) if nested else known))
+    return {part: frame.with_columns(kinds) for part, frame in frames.items()}
 
 
 def _where(task: Task, series: pl.Series) -> str:

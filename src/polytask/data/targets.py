@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from polytask import registry
-from polytask.data.tags import encode_tags, read_tags
 from polytask.data.table import as_text, column_of, parse_numbers
+from polytask.data.tags import encode_tags, read_tags
 from polytask.errors import DataError, listed, suggestion
 from polytask.tasks.task import Task, labelled
 

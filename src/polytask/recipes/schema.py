@@ -14,7 +14,6 @@ from polytask.data.table import NA
 from polytask.errors import RecipeError, unknown
 from polytask.training.settings import TrainingSettings
 
-
 FORMATS = ("auto", "conll")
 
 

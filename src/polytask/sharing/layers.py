@@ -78,7 +78,7 @@ class GlobalPool(nn.Module):
 
 
 ANY = -1
-"""In a feature shape: as many as the batch has. A text has features ``(ANY, d)``: those of the whole, then its words'."""
+"""In a feature shape: as many as the batch has. A text has features ``(ANY, d)``: of the whole, then of its words."""
 
 
 class FirstPosition(nn.Module):

@@ -155,7 +155,11 @@ def tag_metrics(tags: TagSet) -> Mapping[str, Metric]:
     count = len(tags.names)
     accuracy = {"accuracy": _Tag(count, accuracy_of)}
     if tags.scheme == "none":
-        made: dict[str, Any] = {**accuracy, "macro_f1": _Tag(count, _macro_f1), "weighted_f1": _Tag(count, _weighted_f1)}
+        made: dict[str, Any] = {
+            **accuracy,
+            "macro_f1": _Tag(count, _macro_f1),
+            "weighted_f1": _Tag(count, _weighted_f1),
+        }
     else:
         made = {figure: _Entity(tags, "micro", figure) for figure in ("f1", "precision", "recall")}
         made |= {f"{kind}_f1": _Entity(tags, kind, "f1") for kind in ("macro", "weighted")}

@@ -179,8 +179,8 @@ def tagging(
     tags = TagSet(names or (), scheme)
     if tags.bad_names():
         raise RecipeError(
-            f"Task '{name}': the scheme '{scheme}' has no tags such as: {listed(tags.bad_names(), 8)}. They are O, or a "
-            "prefix and a type such as B-LOC. Use scheme: none for tags that make no entities."
+            f"Task '{name}': the scheme '{scheme}' has no tags such as: {listed(tags.bad_names(), 8)}. They are O, or "
+            "a prefix and a type such as B-LOC. Use scheme: none for tags that make no entities."
         )
     options = {
         "classes": checks.plain_classes(classes),
@@ -208,7 +208,6 @@ def tagging(
         units=count_tags,
         keep=BestTags(tags, crf, constrained),
     )
-
 
 
 def _none(raw: Tensor) -> Tensor:

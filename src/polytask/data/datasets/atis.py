@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from polytask.data.fetch import Archive, fetch
+from polytask.data.tags import with_all_labels
 from polytask.errors import DataError
 
 ROWS = {"train": 4_978, "test": 893}
@@ -53,11 +54,7 @@ def load(root: str | Path | None = None) -> dict[str, pl.DataFrame]:
     for part, rows in ROWS.items():
         if found[part].height != rows:
             raise DataError(f"'{files[FILES[part]]}' has {found[part].height:,} sentences, not the {rows:,} of ATIS.")
-    whole = pl.concat(found.values())
-    intents = pl.Enum(whole["intent"].unique().sort())
-    slots = pl.Enum(whole["slots"].explode().unique().sort())
-    kinds = [pl.col("intent").cast(intents), pl.col("slots").cast(pl.List(slots))]
-    return {part: frame.with_columns(kinds) for part, frame in found.items()}
+    return with_all_labels(found, ["intent", "slots"])
 
 
 def _read(path: Path) -> pl.DataFrame:

@@ -9,6 +9,7 @@ import polars as pl
 
 from polytask.data.columns import read_column_file
 from polytask.data.fetch import Archive, fetch
+from polytask.data.tags import with_all_labels
 from polytask.errors import DataError
 
 COLUMNS = ("sentence", "pos", "chunk", "ner")
@@ -41,7 +42,8 @@ def load(root: str | Path | None = None) -> dict[str, pl.DataFrame]:
 
     Returns:
         ``"train"`` with 14,041 sentences, ``"validation"`` with 3,250 and ``"test"`` with 3,453; every column is a list
-        with an entry for each word: ``sentence``, ``pos``, ``chunk`` and ``ner``.
+        with an entry for each word: ``sentence``, ``pos``, ``chunk`` and ``ner``. Those of tags have polars' type
+        Enum with the tags of all parts: a few come in single parts only.
 
     Raises:
         DataError: if the data cannot be fetched, or files in ``root`` are others.
@@ -54,4 +56,4 @@ def load(root: str | Path | None = None) -> dict[str, pl.DataFrame]:
     for part, rows in ROWS.items():
         if found[part].height != rows:
             raise DataError(f"'{files[FILES[part]]}' has {found[part].height:,} sentences, not {rows:,}.")
-    return found
+    return with_all_labels(found, COLUMNS[1:])

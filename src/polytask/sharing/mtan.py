@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from polytask import registry
 from polytask.errors import RecipeError, ShapeError
-from polytask.sharing.base import NeedsExample, Sharing, Tap, identity
+from polytask.sharing.base import NeedsExample, Sharing, Tap, feature_shape, identity
 from polytask.sharing.layers import per_task, task_key
 from polytask.sharing.levels import Memo
 from polytask.sharing.parts import in_stages, quietly, stage_numbers
@@ -86,8 +86,7 @@ class MTAN(Sharing):
         depths = [state.shape[_channel(state)] for state in read]
         self.links = nn.ModuleList(_link(a, b) for a, b in itertools.pairwise(read))
         self.masks = per_task({task: nn.ModuleList(self._masks(depths)) for task in tasks})
-        shape = tuple(quietly(self.encoder, lambda: self._end(read[-1])).shape[1:])
-        return dict.fromkeys(tasks, shape)
+        return dict.fromkeys(tasks, feature_shape(self.encoder, example))
 
     def _masks(self, depths: Sequence[int]) -> list[nn.Module]:
         before = [0, *depths[:-1]]

@@ -105,6 +105,8 @@ class Hub(Staged):
         self.channel_dims = (-1,) * len(self.stages)
         self.out_features = (ANY, width)
         plain = json.loads(loaded.config.to_json_string(use_diff=False))
+        # Where the model came from says nothing on another machine.
+        plain.pop("_name_or_path", None)
         options = {"config": plain, "layers": layers, "pool": pool, "case": case}
         registry.mark(self, "hub", options)
 

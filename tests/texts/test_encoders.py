@@ -20,28 +20,6 @@ from polytask.models.encoders.hub import Hub
 from polytask.tasks import binary, tagging
 
 TEXTS = ["Fly me to Rome tomorrow", "unaffable Oslo", "go", "to Rome"]
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "fly", "me", "to", "rome", "un", "##aff", "##able", "oslo", "go", ","]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A small BERT with random weights and its tokenizer, as save_pretrained writes them."""
-    import transformers
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    path = tmp_path_factory.mktemp("tiny-bert")
-    config = transformers.BertConfig(
-        vocab_size=len(PIECES), hidden_size=12, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=40,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    transformers.BertModel(config).save_pretrained(path)
-    tokenizer = Tokenizer(models.WordPiece({piece: at for at, piece in enumerate(PIECES)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
-    tokenizer.save(str(path / "tokenizer.json"))
-    return path
 
 
 def read(texts, **options):

@@ -77,7 +77,7 @@ def build(recipe: Recipe) -> Built:
     inputs = {name: _as_encoder_reads(spec, recipe) for name, spec in inputs.items()}
     _parse_numbers(loaded, inputs)
     trained = [group.training.rows("train") for group in loaded.groups]
-    whole = trained[0] if len(trained) == 1 else pl.concat([frame.select(list(inputs)) for frame in trained])
+    whole = trained[0] if len(trained) == 1 else pl.concat([frame.select(_columns_read(inputs)) for frame in trained])
     preprocessor = TablePreprocessor.fit(whole, inputs)
     if [spec.kind for spec in inputs.values()] in (["image"], ["text"]):
         # An encoder of images or texts reads those themselves, not a dict with one entry.
@@ -169,7 +169,7 @@ def choose_inputs(
     frame = loaded.groups[0].training.rows("train")
     defaults = _defaults(recipe)
     if recipe.inputs is not None:
-        for name in recipe.inputs:
+        for name in _columns_read(recipe.inputs):
             if name in targets:
                 raise RecipeError(f"inputs.{name} is the target of a task; the model would read the answer.")
             if name not in frame.columns:
@@ -185,6 +185,12 @@ def choose_inputs(
     if not found:
         raise DataError("No column is left as an input. Name some: inputs: {age: number, job: category}.")
     return {name: InputSpec(kind, **defaults) for name, kind in found.items()}, describe_inference(guesses)
+
+
+def _columns_read(inputs: Mapping[str, str | InputSpec]) -> list[str]:
+    """Names of the columns that inputs are read from: their own, and the second texts of pairs."""
+    pairs = [spec.pair for spec in inputs.values() if isinstance(spec, InputSpec) and spec.pair]
+    return list(dict.fromkeys([*inputs, *pairs]))
 
 
 def _as_encoder_reads(spec: InputSpec, recipe: Recipe) -> InputSpec:

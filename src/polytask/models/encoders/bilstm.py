@@ -98,7 +98,7 @@ class BiLSTM(Staged):
     Example:
         >>> from polytask.data.text import encode_text, fit_words
         >>> import polars as pl
-        >>> texts = pl.Series("sentence", ["fly to Boston", "hello"])
+        >>> texts = [pl.Series("sentence", ["fly to Boston", "hello"])]
         >>> column = fit_words(texts, min_count=1, lowercase=True, longest_word=20)
         >>> BiLSTM(TableSchema(texts=(column,)), hidden=8)(encode_text(texts, column)).shape
         torch.Size([2, 4, 16])

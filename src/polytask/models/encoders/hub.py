@@ -95,6 +95,7 @@ class Hub(Staged):
                 f"Column '{column.name}': longest is {column.longest}, but the model reads {limit} tokens."
             )
         self.embeddings: nn.Module = loaded.embeddings
+        self.tells_segments = getattr(loaded.config, "type_vocab_size", 0) > 1
         self.stages = nn.ModuleList(HubLayer(layer, self._margins) for layer in found)
         width = int(loaded.config.hidden_size)
         self.writing = nn.Embedding(len(SHAPES), width) if case else None
@@ -127,7 +128,9 @@ class Hub(Staged):
         tokens = text["tokens"]
         present = tokens >= 0
         self._margins.hold(present=present, words=text["words"], mask=present[:, None, None, :])
-        state: Tensor = self.embeddings(tokens.masked_fill(~present, self.pad))
+        known, segments = tokens.masked_fill(~present, self.pad), text.get("segments")
+        more = {} if segments is None or not self.tells_segments else {"token_type_ids": segments.clamp_min(0)}
+        state: Tensor = self.embeddings(known, **more)
         if self.writing is not None:
             state = state + self.writing(text["shapes"].clamp_min(0))
         return state

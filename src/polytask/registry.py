@@ -51,6 +51,10 @@ ENCODERS = {
         "polytask.models.encoders.hub:Hub",
         "A pretrained text encoder that is built like BERT: BERT, RoBERTa, DistilBERT, MiniLM and their kin.",
     ),
+    "fusion": Entry(
+        "polytask.models.encoders.fusion:Fusion",
+        "An encoder for each text and image column and one for all numbers and categories, joined by dense layers.",
+    ),
 }
 
 SHARINGS = {

@@ -74,7 +74,7 @@ def build(recipe: Recipe) -> Built:
     tasks = make_tasks(recipe)
     weights = _weight_columns(recipe, loaded)
     inputs, notes = choose_inputs(recipe, loaded, tasks, set(weights.values()))
-    inputs = {name: _as_encoder_reads(spec, recipe) for name, spec in inputs.items()}
+    inputs = {name: _as_encoder_reads(name, spec, recipe) for name, spec in inputs.items()}
     _parse_numbers(loaded, inputs)
     trained = [group.training.rows("train") for group in loaded.groups]
     whole = trained[0] if len(trained) == 1 else pl.concat([frame.select(_columns_read(inputs)) for frame in trained])
@@ -193,13 +193,13 @@ def _columns_read(inputs: Mapping[str, str | InputSpec]) -> list[str]:
     return list(dict.fromkeys([*inputs, *pairs]))
 
 
-def _as_encoder_reads(spec: InputSpec, recipe: Recipe) -> InputSpec:
+def _as_encoder_reads(column: str, spec: InputSpec, recipe: Recipe) -> InputSpec:
     """A text column that says no tokenizer gets that of the encoder, if it has one."""
     name, options = named(recipe.model.encoder, "tabular", "model.encoder")
     if spec.kind != "text" or spec.tokenizer is not None:
         return spec
     tokenizer_of = getattr(registry.get("encoders", name), "tokenizer_of", None)
-    return spec if tokenizer_of is None else replace(spec, tokenizer=tokenizer_of(options))
+    return spec if tokenizer_of is None else replace(spec, tokenizer=tokenizer_of(options, column))
 
 
 def _defaults(recipe: Recipe) -> dict[str, Any]:

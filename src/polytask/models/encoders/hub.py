@@ -112,8 +112,8 @@ class Hub(Staged):
         registry.mark(self, "hub", options)
 
     @staticmethod
-    def tokenizer_of(options: Mapping[str, Any]) -> str:
-        """The model whose tokenizer cuts the text, of an encoder with these options.
+    def tokenizer_of(options: Mapping[str, Any], column: str) -> str:
+        """The model whose tokenizer cuts a text column, of an encoder with these options.
 
         Raises:
             RecipeError: if they name no model.

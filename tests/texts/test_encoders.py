@@ -272,3 +272,16 @@ def test_tables_that_are_no_single_text_are_refused(folder):
     encoder = BiLSTM(schema)
     with pytest.raises(RuntimeError, match="run after its begin"):
         encoder.stages[0](torch.zeros(2, 3, 150))
+
+
+@pytest.mark.slow
+def test_a_real_pretrained_model_tells_what_sentences_mean():
+    texts = ["a man is eating food", "someone eats a meal", "shares fell on monday", "the stock market went down"]
+    schema, inputs = read(texts, tokenizer="all-minilm-l6-v2", longest=64)
+    encoder = Hub(schema, "all-minilm-l6-v2", pool="mean").eval()
+    assert sum(p.numel() for p in encoder.parameters()) == 22_565_376
+    with torch.no_grad():
+        whole = torch.nn.functional.normalize(encoder(inputs)[:, 0], dim=1)
+    near = whole @ whole.T
+    assert min(near[0, 1], near[2, 3]) > 0.5
+    assert near[:2, 2:].max() < 0.3

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask import registry
-from polytask.data.pretrained import explained, need_transformers
+from polytask.data.pretrained import explained, located, need_transformers
 from polytask.data.schema import TableSchema
 from polytask.data.text import SHAPES
 from polytask.errors import RecipeError
@@ -51,8 +51,8 @@ class Hub(Staged):
 
     Args:
         schema: The fitted table, with one text column that this model's tokenizer cut.
-        model: Name in a hub, such as ``"google-bert/bert-base-cased"``, or a folder with ``config.json``,
-            ``model.safetensors`` and ``tokenizer.json``.
+        model: Name in a hub, such as ``"google-bert/bert-base-cased"``; a folder with ``config.json``,
+            ``model.safetensors`` and ``tokenizer.json``; or ``"all-minilm-l6-v2"``, which is fetched through pip.
         layers: Layers that are kept, from the first on; None keeps all.
         pool: ``"first"`` (the first token, such as [CLS]), ``"mean"`` or ``"max"`` over the tokens.
         case: Whether an embedding of how each word is written (lower case, Title, UPPER, ...) is added to its
@@ -147,6 +147,7 @@ def _load(model: str | None, config: Mapping[str, Any] | None) -> Any:
         if model is None:
             known = transformers.AutoConfig.for_model(**dict(config or {}))
             return transformers.AutoModel.from_config(known, attn_implementation="sdpa").float().eval()
+        model = located(model)
         with explained(model):
             return transformers.AutoModel.from_pretrained(model, attn_implementation="sdpa", dtype=torch.float32).eval()
 

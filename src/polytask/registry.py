@@ -36,6 +36,10 @@ TASKS = {
         "polytask.tasks.tagging:tagging",
         "One tag for every word of a text: names and slots, phrases, parts of speech.",
     ),
+    "embedding": Entry(
+        "polytask.tasks.embedding:embedding",
+        "A vector a row, near to those of rows that belong together: for retrieval.",
+    ),
 }
 
 ENCODERS = {

@@ -8,6 +8,7 @@ Example:
 
 from polytask.tasks.binary import binary
 from polytask.tasks.counts import counts
+from polytask.tasks.embedding import embedding
 from polytask.tasks.multiclass import multiclass
 from polytask.tasks.multilabel import multilabel
 from polytask.tasks.ordinal import ordinal
@@ -22,6 +23,7 @@ __all__ = [
     "Task",
     "binary",
     "counts",
+    "embedding",
     "multiclass",
     "multilabel",
     "ordinal",

@@ -139,6 +139,8 @@ class Loop:
                 self.engine.after_step(micro)
                 conflict |= self.conflicts.look(self.step + 1, report)
                 self.recorder.add(report, epoch=self.epoch + 1, step=self.step + 1, lr=rate, **conflict)
+            else:
+                self.optimizer.step()  # without any gradient nothing moves; the schedule wants to have seen it
         self.schedule.step()
         self.step += 1
         if self.recorder.is_due:

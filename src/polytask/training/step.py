@@ -136,21 +136,22 @@ class StepBuilder:
 
     def _totals(self, selected: list[dict[str, Labelled]], rows: int) -> tuple[dict[str, float], float]:
         """Labels (or their weights) of every task, and rows, over the whole step: one call over processes."""
-        counts = torch.zeros(len(self._order) + 1, dtype=torch.float64)
-        counts[-1] = rows
+        counts = [0.0] * len(self._order) + [float(rows)]
         for labels in selected:
             for task, label in labels.items():
                 counts[self._order[task]] += self._count(task, label)
-        *totals, all_rows = self.runtime.sum(counts).tolist()
+        if self.runtime.world > 1:
+            counts = self.runtime.sum(torch.tensor(counts, dtype=torch.float64)).tolist()
+        *totals, all_rows = counts
         return {task: totals[position] for task, position in self._order.items()}, all_rows
 
-    def _count(self, task: str, label: Labelled) -> Tensor | float:
+    def _count(self, task: str, label: Labelled) -> float:
         """What a task's labelled rows count together: rows, their weights, or the units that they hold."""
         units = self.model.tasks[task].units
         if units is None:
-            return len(label.targets) if label.weights is None else label.weights.sum(dtype=torch.float64)
+            return len(label.targets) if label.weights is None else label.weights.sum(dtype=torch.float64).item()
         of_rows = units(label.targets).double()
-        return of_rows.sum() if label.weights is None else of_rows @ label.weights.double()
+        return (of_rows.sum() if label.weights is None else of_rows @ label.weights.double()).item()
 
     def _forward(
         self, inputs: Any, labels: Mapping[str, Labelled], totals: Mapping[str, float], part: float, first: bool

@@ -158,6 +158,10 @@ BALANCERS: dict[str, Entry] = {
         "polytask.balancing.gramian.cagrad:CAGrad",
         "The direction near the mean gradient whose worst task improves most.",
     ),
+    "conicgrad": Entry(
+        "polytask.balancing.gramian.conic:ConicGrad",
+        "The direction in a cone around the mean gradient whose worst task improves most.",
+    ),
     "nash_mtl": Entry(
         "polytask.balancing.gramian.barrier:NashMTL",
         "The Nash bargaining solution: each task's weight is one over its own progress.",
@@ -193,6 +197,10 @@ BALANCERS: dict[str, Entry] = {
         "polytask.balancing.gradient.axes:IMTLG",
         "IMTL-G: the update whose projections on all gradients' directions are equal.",
     ),
+    "imtl": Entry(
+        "polytask.balancing.gradient.axes:IMTL",
+        "IMTL: learned loss scales, and for the shared parameters equal projections of the scaled gradients.",
+    ),
     "config": Entry(
         "polytask.balancing.gradient.axes:ConFIG",
         "A direction at equal angles to all gradients, as long as their projections on it together.",
@@ -220,6 +228,10 @@ BALANCERS: dict[str, Entry] = {
     "moco": Entry(
         "polytask.balancing.gradient.averaged:MoCo",
         "Multi-objective gradient correction: tracked gradients, with weights that descend on the simplex.",
+    ),
+    "modo": Entry(
+        "polytask.balancing.gradient.sampled:MoDo",
+        "Double sampling: weights that descend on the simplex by the gradients of two independent half batches.",
     ),
     "excess_mtl": Entry(
         "polytask.balancing.gradient.averaged:ExcessMTL",

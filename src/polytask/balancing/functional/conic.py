@@ -22,8 +22,10 @@ from polytask.balancing.functional.minnorm import min_norm
 
 CONE_TOLERANCE = 1e-9
 """How far outside of the cone, in its cosine, a direction from a root search still counts as inside."""
-JUMP = 1e-6
-"""Step in log lambda past a jump of the cosine: far enough for a sum with digits left."""
+NOISY = 1e-4
+"""A sum this short beside its terms has lost half of its digits: the cosine jumped there from a sum of zero."""
+JUMPS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+"""Steps in log lambda behind a jump of the cosine."""
 
 
 def conicgrad(gramian: Any, c: float = 0.5) -> Solved:
@@ -110,27 +112,38 @@ def _on_surface(raw: Array, along: Array, size: float, c: float) -> Solved | Non
 
 def _by_root(raw: Array, onto_mean: Array, c: float) -> Solved:
     """Search for the smallest lambda that brings the shortest vector into the cone: slower, but always ends."""
-    count = len(raw)
-
-    def moved(log_lambda: float) -> Solved:
-        amount = math.exp(log_lambda)
-        found = min_norm(shifted(raw, amount))
-        return found._replace(weights=found.weights + amount / count)
 
     def excess(log_lambda: float) -> float:
-        return _cosine(raw, onto_mean, moved(log_lambda))[0] - c
+        return _cosine(raw, onto_mean, _moved(raw, log_lambda))[0] - c
 
     low, high = math.log(STATIONARY), 1.0
     while excess(high) < 0.0 and high < 40.0:
         high += 2.0
-    if excess(low) < 0.0 <= excess(high):
-        low, high = high - 2.0 if excess(high - 2.0) < 0.0 else low, high
-        root = brentq(excess, low, high, xtol=1e-14, rtol=4 * EPS)
-    else:
-        root = low if excess(low) >= 0.0 else high
-    found = moved(root)
-    outside = max(-excess(root), 0.0)
-    if outside > CONE_TOLERANCE:
-        # The cosine jumps there, from a sum that is zero. Just behind the jump the direction is constant.
-        found, outside = moved(root + JUMP), max(-excess(root + JUMP), 0.0)
+    bracketed = excess(low) < 0.0 <= excess(high)
+    root = brentq(excess, low, high, xtol=1e-14, rtol=4 * EPS) if bracketed else low if excess(low) >= 0.0 else high
+    found, outside = _moved(raw, root), max(-excess(root), 0.0)
+    square = float(found.weights @ raw @ found.weights)
+    if outside > CONE_TOLERANCE or square < (NOISY * float(found.weights @ np.sqrt(raw.diagonal()))) ** 2:
+        root = _behind(raw, root)
+        found, outside = _moved(raw, root), max(-excess(root), 0.0)
     return found._replace(status=ended(max(found.residual, outside)), residual=max(found.residual, outside))
+
+
+def _moved(raw: Array, log_lambda: float) -> Solved:
+    """Weights of the shortest vector ``g_w + lambda g_0``."""
+    amount = math.exp(log_lambda)
+    found = min_norm(shifted(raw, amount))
+    return found._replace(weights=found.weights + amount / len(raw))
+
+
+def _behind(raw: Array, jump: float) -> float:
+    """A log lambda behind a jump of the cosine from a sum that is zero.
+
+    While the support stays, the sum grows from zero in one direction: the farther, the more digits it has.
+    """
+    near, least = jump + JUMPS[-1], math.exp(jump) / len(raw)
+    support = _moved(raw, near).weights > least * (1.0 + 2.0 * JUMPS[-1])
+    for step in JUMPS:
+        if np.array_equal(_moved(raw, jump + step).weights > least * math.exp(step) * (1.0 + 1e-12), support):
+            return jump + step
+    return near

@@ -145,6 +145,14 @@ BALANCERS: dict[str, Entry] = {
     "go4align": Entry(
         "polytask.balancing.loss.go4align:GO4Align", "Group optimization for alignment: similar tasks share one weight."
     ),
+    "ldc_mtl": Entry(
+        "polytask.balancing.loss.discrepancy:LDCMTL",
+        "Loss discrepancy control: learned weights, and a penalty on the differences of neighbouring losses.",
+    ),
+    "auto_lambda": Entry(
+        "polytask.balancing.loss.auto_lambda:AutoLambda",
+        "Auto-Lambda: weights trained on what a step with them does to the losses of other rows.",
+    ),
     "gradnorm": Entry(
         "polytask.balancing.loss.gradnorm:GradNorm", "GradNorm: equal gradient norms, larger where training lags."
     ),

@@ -31,6 +31,11 @@ def before(link: Transform, method: Balancer) -> Balancer:
         BalancerError: if the transform cannot be expressed for this kind of method.
     """
     name = type(method).__name__
+    if isinstance(method, LossWeighting) and method.halves:
+        raise BalancerError(
+            f"{type(link).__name__} cannot stand before '{name}': it tries out the losses themselves. Leave the "
+            "transform out."
+        )
     if isinstance(method, LossWeighting) and "losses" in link.fits:
         return ChainedLossWeighting(link, method)
     if isinstance(method, GramianWeighting) and "gramian" in link.fits and not link.jacobian_only:

@@ -37,7 +37,7 @@ class ConicGrad(SolvedWeighting):
         >>> import torch
         >>> gramian = torch.tensor([[4.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
         >>> ConicGrad(c=0.9).weigh(gramian, None, ["a", "b"])
-        tensor([0.4199, 0.8152], dtype=torch.float64)
+        tensor([0.4500, 0.8275], dtype=torch.float64)
 
     Reference:
         Hassanpour et al. 2025, "Fantastic multi-task gradient updates and how to find them in a cone", arXiv

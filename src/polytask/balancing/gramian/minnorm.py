@@ -89,9 +89,10 @@ class SDMGrad(SolvedWeighting):
 
     .. math:: w \leftarrow \Pi_\Delta\Big(w - \frac{\gamma}{s^2} J_1 J_2^T (w + \lambda / m)\Big)
 
-    with :math:`J_1`, :math:`J_2` from two independent halves of the step's rows, both the same in all inner steps,
-    and s the mean of the roots of the diagonal of :math:`J_1 J_2^T` (negative entries count as zero), which frees
-    :math:`\gamma` of the gradients' scale as in the authors' programs. The update takes the gradients of all rows.
+    with :math:`J_1`, :math:`J_2` from two independent halves of the step's rows, both the same in all inner steps.
+    s is the mean norm of the gradients of all rows; it frees :math:`\gamma` of their scale. (The authors' programs
+    take it from the diagonal of :math:`J_1 J_2^T`, which noise can make zero.) The update takes the gradients of all
+    rows.
 
     A zero row counts in the mean gradient. Absent tasks keep their w, and so does, in the steps, a task whose labels
     all lie in one half; the update uses the present ones' scaled to sum 1.
@@ -162,7 +163,9 @@ class SDMGrad(SolvedWeighting):
         if not self.sampled:
             return super().weigh(gramian, losses, tasks)
         crossed = need_cross("SDMGrad", cross)
-        moved = step_known(present(self, self.weights, tasks, crossed), crossed, self._descend)
+        size = gramian.detach().diagonal().clamp_min(0.0).sqrt().mean().to(crossed)
+        unit = crossed / torch.where(size > 0, size, 1.0) / torch.where(size > 0, size, 1.0)
+        moved = step_known(present(self, self.weights, tasks, crossed), unit, self._descend)
         store(self, self.weights, tasks, moved)
         if len(tasks) == 1:
             return torch.ones(1, dtype=torch.float64)
@@ -172,14 +175,10 @@ class SDMGrad(SolvedWeighting):
         return weights / (1.0 + self.lambda_) if self.scaled else weights
 
     def _descend(self, shares: Tensor, cross: Tensor) -> Tensor:
-        """The inner steps on weights that sum to one."""
-        size = cross.diagonal().clamp_min(0.0).sqrt().mean()
-        if not float(size) > 0.0:
-            return shares
-        matrix = cross / size / size
-        onto_mean = self.lambda_ * matrix.mean(1)
+        """The inner steps on weights that sum to one, with products of gradients of norm one on average."""
+        onto_mean = self.lambda_ * cross.mean(1)
         for _ in range(self.n_steps):
-            shares = project_onto_simplex(shares - self.gamma * (matrix @ shares + onto_mean))
+            shares = project_onto_simplex(shares - self.gamma * (cross @ shares + onto_mean))
         return shares
 
     def solve(self, gramian: Array, losses: Array | None, tasks: Sequence[str]) -> Solved:

@@ -276,3 +276,30 @@ def test_what_cannot_work_says_what_can():
             call()
     with pytest.raises(BalancerError, match="no use of a second half"):
         B.backward(losses, model.shared_parameters(), balancer=build("mgda", tasks=TASKS), second=losses)
+
+
+@pytest.mark.parametrize("name", ["modo", "sdmgrad", "auto_lambda", "imtl", "ldc_mtl"])
+def test_a_resumed_run_goes_on_bit_for_bit(name):
+    options = {"sampled": True} if name == "sdmgrad" else {}
+
+    def started(seed):
+        model = Model()
+        method = build({"name": name, **options}, tasks=TASKS, seed=seed)
+        return model, engine(method, model), torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def go(model, runner, optimizer, steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            micro = micro_batches(model)
+            runner.backward(micro)
+            optimizer.step()
+            runner.after_step(micro)
+
+    straight, first, second = started(0), started(0), started(1)
+    go(*straight, 5)
+    go(*first, 3)
+    second[0].load_state_dict(first[0].state_dict())
+    second[1].load_state_dict(copy.deepcopy(first[1].state_dict()))
+    go(*second, 2)
+    for expected, found in zip(straight[0].parameters(), second[0].parameters(), strict=True):
+        assert torch.equal(found, expected)

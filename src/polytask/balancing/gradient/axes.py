@@ -48,7 +48,7 @@ class IMTLG(SolvedWeighting):
         tensor([0.6667, 0.3333], dtype=torch.float64)
 
     Reference:
-        Liu et al. 2021, "Towards impartial multi-task learning", equations 3 to 6.
+        Liu et al. 2021, "Towards impartial multi-task learning", gradient balance (IMTL-G).
     """
 
     traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {"scale_equivariant"}
@@ -152,7 +152,7 @@ class ConFIG(SolvedWeighting):
 
     Reference:
         Liu et al. 2025, "ConFIG: towards conflict-free training of physics informed neural networks",
-        equations 2 and 3.
+        equation 2.
     """
 
     traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {"scale_equivariant"}

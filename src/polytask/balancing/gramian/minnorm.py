@@ -48,7 +48,7 @@ class MGDA(SolvedWeighting):
 
     Reference:
         Desideri 2012, "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization"; Sener and
-        Koltun 2018, "Multi-task learning as multi-objective optimization", equation 3.
+        Koltun 2018, "Multi-task learning as multi-objective optimization", the minimum-norm problem.
     """
 
     traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {

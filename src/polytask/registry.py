@@ -145,6 +145,14 @@ BALANCERS: dict[str, Entry] = {
     "go4align": Entry(
         "polytask.balancing.loss.go4align:GO4Align", "Group optimization for alignment: similar tasks share one weight."
     ),
+    "ldc_mtl": Entry(
+        "polytask.balancing.loss.discrepancy:LDCMTL",
+        "Loss discrepancy control: learned weights, and a penalty on the differences of neighbouring losses.",
+    ),
+    "auto_lambda": Entry(
+        "polytask.balancing.loss.auto_lambda:AutoLambda",
+        "Auto-Lambda: weights trained on what a step with them does to the losses of other rows.",
+    ),
     "gradnorm": Entry(
         "polytask.balancing.loss.gradnorm:GradNorm", "GradNorm: equal gradient norms, larger where training lags."
     ),
@@ -157,6 +165,10 @@ BALANCERS: dict[str, Entry] = {
     "cagrad": Entry(
         "polytask.balancing.gramian.cagrad:CAGrad",
         "The direction near the mean gradient whose worst task improves most.",
+    ),
+    "conicgrad": Entry(
+        "polytask.balancing.gramian.conic:ConicGrad",
+        "The direction in a cone around the mean gradient whose worst task improves most.",
     ),
     "nash_mtl": Entry(
         "polytask.balancing.gramian.barrier:NashMTL",
@@ -193,6 +205,10 @@ BALANCERS: dict[str, Entry] = {
         "polytask.balancing.gradient.axes:IMTLG",
         "IMTL-G: the update whose projections on all gradients' directions are equal.",
     ),
+    "imtl": Entry(
+        "polytask.balancing.gradient.axes:IMTL",
+        "IMTL: learned loss scales, and for the shared parameters equal projections of the scaled gradients.",
+    ),
     "config": Entry(
         "polytask.balancing.gradient.axes:ConFIG",
         "A direction at equal angles to all gradients, as long as their projections on it together.",
@@ -220,6 +236,10 @@ BALANCERS: dict[str, Entry] = {
     "moco": Entry(
         "polytask.balancing.gradient.averaged:MoCo",
         "Multi-objective gradient correction: tracked gradients, with weights that descend on the simplex.",
+    ),
+    "modo": Entry(
+        "polytask.balancing.gradient.sampled:MoDo",
+        "Double sampling: weights that descend on the simplex by the gradients of two independent half batches.",
     ),
     "excess_mtl": Entry(
         "polytask.balancing.gradient.averaged:ExcessMTL",

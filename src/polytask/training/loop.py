@@ -71,7 +71,13 @@ class Loop:
         self.total_steps = total_steps(settings, mixer)
         mixer.total_steps = self.total_steps
         self.builder = StepBuilder(
-            model, runtime, settings.accumulate, settings.penalties, settings.input_noise, settings.seed
+            model,
+            runtime,
+            settings.accumulate,
+            settings.penalties,
+            settings.input_noise,
+            settings.seed,
+            engine.balancer.halves,
         )
         self.conflicts = ConflictLog(engine, settings.monitor_every, settings.log_every)
         self.recorder = Recorder(settings.log_every, self.conflicts.note_weights)

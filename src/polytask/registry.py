@@ -262,6 +262,18 @@ SAMPLERS = {
     "together": Entry("polytask.data.sampling:together", "A batch of every task in every step."),
 }
 
+STRATEGIES = {
+    "joint": Entry("polytask.training.strategies:Joint", "Every step updates everything."),
+    "alternating": Entry(
+        "polytask.training.strategies:Alternating",
+        "The shared part with the heads fixed, then the heads with the shared part fixed.",
+    ),
+    "hierarchical": Entry(
+        "polytask.training.strategies:Hierarchical",
+        "Some tasks first, then those that build on them: by levels on every batch, or by phases.",
+    ),
+}
+
 DATASETS = {
     "census_income": Entry("polytask.data.datasets.census_income:load", "Census-Income (KDD), 299,285 people."),
 }
@@ -272,6 +284,7 @@ GROUPS: dict[str, dict[str, Entry]] = {
     "sharings": SHARINGS,
     "balancers": BALANCERS,
     "samplers": SAMPLERS,
+    "strategies": STRATEGIES,
     "datasets": DATASETS,
 }
 
@@ -328,7 +341,8 @@ def get(group: str, name: str) -> Any:
         return resolve(name)
     known = entries(group)
     if name not in known:
-        raise RecipeError(unknown(group.removesuffix("s"), name, known))
+        singular = f"{group[:-3]}y" if group.endswith("ies") else group.removesuffix("s")
+        raise RecipeError(unknown(singular, name, known))
     return resolve(known[name].path)
 
 

@@ -63,9 +63,19 @@ def test_tasks(recipe, tmp_path, options):
         {"precision": "bf16-mixed", "steps": 3},
         {"select": "spends.rmse", "patience": 1, "epochs": 3},
         {"loggers": ["tensorboard"], "log_every": 2, "checkpoint_every": 2, "validate_every": 2, "epochs": 2},
+        {"strategy": "alternating"},
+        {"strategy": {"name": "hierarchical", "levels": ["segment", ["buys", "spends"]]}},
+        {
+            "strategy": {"name": "hierarchical", "phases": [{"tasks": ["buys"], "epochs": 1}, {"tasks": "all"}]},
+            "epochs": 2,
+        },
+        {"freeze": ["encoder.cat*"], "rates": {"encoder": 0.5, "heads": 2, "layer_decay": 0.9}},
+        {"unfreeze_every": 1, "epochs": 2},
     ],
-    ids=["sgd", "nadam", "penalties", "bf16", "patience", "loggers"],
-)
+    ids=[
+        "sgd", "nadam", "penalties", "bf16", "patience", "loggers", "alternating", "levels", "phases", "rates", "thaw",
+    ],
+)  # fmt: skip
 def test_training(recipe, tmp_path, training):
     done, metrics = go(recipe, tmp_path / "run", training=training)
     assert set(metrics) == {"test", "validation"}

@@ -19,7 +19,13 @@ from polytask.training.callbacks import Callback
 from polytask.training.fit import Run
 from polytask.training.fit import train as train_sources
 from polytask.training.runtime import Runtime
-from polytask.training.settings import OptimizerSettings, PenaltySettings, ScheduleSettings, TrainingSettings
+from polytask.training.settings import (
+    OptimizerSettings,
+    PenaltySettings,
+    RateSettings,
+    ScheduleSettings,
+    TrainingSettings,
+)
 
 
 def fit(
@@ -34,7 +40,11 @@ def fit(
     batch_size: int = 1024,
     batch_sizes: Mapping[str, int] | None = None,
     accumulate: int = 1,
+    strategy: str | Mapping[str, Any] = "joint",
+    freeze: Sequence[str] = (),
+    unfreeze_every: int | None = None,
     lr: float = 0.001,
+    rates: RateSettings | None = None,
     optimizer: OptimizerSettings | str = "adamw",
     schedule: ScheduleSettings | str = "constant",
     weight_decay: float = 0.0,
@@ -70,7 +80,11 @@ def fit(
         batch_size: Rows of a step, over all processes and micro-batches.
         batch_sizes: Batch sizes of single tasks where tasks have rows of their own.
         accumulate: Micro-batches a step is cut into; the result is the same.
+        strategy: ``joint``, ``alternating``, ``hierarchical``, or ``{"name": ..., options}``.
+        freeze: Paths of parts that are not trained, such as ``encoder.stages.0``.
+        unfreeze_every: Epochs after which one more stage of an encoder that starts frozen is trained.
         lr: Learning rate.
+        rates: Factors of ``lr`` for the encoder, its stages and the heads.
         optimizer: ``adamw``, ``adam``, ``sgd``, an import path, or settings with options.
         schedule: ``constant``, ``cosine``, ``linear``, ``step``, ``exponential``, or settings with options.
         weight_decay: Of the optimizer, for matrices only.
@@ -115,7 +129,11 @@ def fit(
         batch_size=batch_size,
         batch_sizes=dict(batch_sizes or {}),
         accumulate=accumulate,
+        strategy=strategy,
+        freeze=(freeze,) if isinstance(freeze, str) else tuple(freeze),
+        unfreeze_every=unfreeze_every,
         lr=lr,
+        rates=rates or RateSettings(),
         optimizer=optimizer,
         schedule=schedule,
         weight_decay=weight_decay,

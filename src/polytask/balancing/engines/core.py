@@ -108,6 +108,10 @@ class BaseEngine(ABC):
     def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
         """One solve: all micro-batches, the present ``tasks`` in the method's order."""
 
+    def shared_is_fixed(self) -> bool:
+        """Whether no shared parameter takes a gradient in this step: a training strategy may fix them for a while."""
+        return not any(p.requires_grad for p in self.shared)
+
     def kept_weights(self, tasks: tuple[str, ...]) -> Tensor | None:
         """The weights of an earlier step where this one reuses them."""
         return None if self._fresh or self._kept is None else self._kept[1]

@@ -54,7 +54,7 @@ class ParameterEngine(GradientEngine):
             return self.told(tasks, self.weighted_pass(micro, tasks, kept), kept)
         assert self.jacobian is not None
         first: Losses | None = None
-        if self._linear and len(micro) == 1 and len(tasks) >= FEWEST_TASKS:
+        if self._pays_from_outputs(micro, tasks):
             with recorded(self._linear) as layers:
                 first = self.check_losses(micro[0], micro[0].forward(plain_tap))
             if pays(layers) and self._tied_to_nothing(first):
@@ -84,6 +84,11 @@ class ParameterEngine(GradientEngine):
         rows = self.jacobian.buffer
         self.jacobian.write(weights.to(rows) @ rows)
         return found
+
+    def _pays_from_outputs(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> bool:
+        """Whether the short way may be tried; it takes the weights of all layers, so none may be fixed."""
+        wide = bool(self._linear) and len(micro) == 1 and len(tasks) >= FEWEST_TASKS
+        return wide and all(p.requires_grad for p in self.shared)
 
     def _tied_to_nothing(self, losses: Losses) -> bool:
         """Checked in the first step that could use it; a model whose weights are used elsewhere never does."""

@@ -12,7 +12,11 @@ from polytask_reference import parsed
 
 TASKS = ("a", "b")
 # Options without a default, for the small model.
-NEEDED = {"hierarchical": {"feeds": {"b": ["a"]}}}
+NEEDED = {
+    "hierarchical": {"feeds": {"b": ["a"]}},
+    "esmm": {"order": ["a", "b"]},
+    "aitm": {"order": ["a", "b"]},
+}
 # Widths that no other layer of the small models has: copies of the first layer are counted by its shape.
 INPUTS, WIDTH = 5, 22
 COPIES = {

@@ -101,6 +101,14 @@ SHARINGS = {
         "polytask.sharing.ltb:LTB",
         "Several copies of every stage; each copy, and each task, learns which copy of the stage before it to read.",
     ),
+    "esmm": Entry(
+        "polytask.sharing.esmm:ESMM",
+        "Towers on common embeddings; a step's probability is the product of its own and those of the steps before.",
+    ),
+    "aitm": Entry(
+        "polytask.sharing.aitm:AITM",
+        "Towers on common embeddings; each step of a funnel attends to what the step before it hands on.",
+    ),
 }
 
 BALANCERS: dict[str, Entry] = {

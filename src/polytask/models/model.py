@@ -69,6 +69,7 @@ class MultiTaskModel(nn.Module):
             )
         self.sharing = sharing
         self._tasks = _by_name(tasks)
+        sharing.check_tasks(self._tasks)
         self.heads = nn.ModuleDict()
         self.input_schema: TableSchema | None = None
         self._built = False
@@ -139,6 +140,7 @@ class MultiTaskModel(nn.Module):
         if set(new) != set(self._tasks):
             raise RecipeError(f"The model's tasks are {listed(self._tasks)}; found {listed(new)}.")
         self._tasks = {name: new[name] for name in self._tasks}
+        self.sharing.check_tasks(self._tasks)
         for name, task in self._tasks.items() if self._built else ():
             head = self.heads[task_key(name)]
             assert isinstance(head, Head)
@@ -167,8 +169,7 @@ class MultiTaskModel(nn.Module):
         names = tuple(self._tasks) if tasks is None else tuple(tasks)
         for name in names:
             self._require_task(name)
-        features = self.sharing(inputs, names, tap)
-        return {name: self.heads[task_key(name)](features[name]) for name in names}
+        return _outputs(self.sharing, self.heads, inputs, names, tap)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Trained parameters that belong to no single task."""
@@ -179,8 +180,12 @@ class MultiTaskModel(nn.Module):
         """Trained parameters of one task alone, its head included."""
         self._require_built("task_parameters")
         self._require_task(task)
-        parameters = [*self.sharing.task_parameters(task), *self.heads[task_key(task)].parameters()]
-        return [p for p in parameters if p.requires_grad]
+        head = () if self._is_read(task) else self.heads[task_key(task)].parameters()
+        return [p for p in (*self.sharing.task_parameters(task), *head) if p.requires_grad]
+
+    def _is_read(self, task: str) -> bool:
+        """Whether another task's output is made of this one's head, too."""
+        return any(task in self.sharing.reads(other) for other in self._tasks)
 
     def extract(self, task: str) -> nn.Module:
         """One task's network as a plain module: inputs to raw outputs.
@@ -192,6 +197,8 @@ class MultiTaskModel(nn.Module):
         """
         self._require_built("extract")
         self._require_task(task)
+        if self.sharing.reads(task):
+            return _OneOutput(self.sharing, self.heads, task).train(self.training)
         return nn.Sequential(self.sharing.extract(task), self.heads[task_key(task)]).train(self.training)
 
     def summary(self) -> list[Part]:
@@ -207,7 +214,7 @@ class MultiTaskModel(nn.Module):
         parts = [Part(name, owner, count) for (name, owner), count in counts.items()]
         for task in self._tasks:
             trained = [p.numel() for p in self.heads[task_key(task)].parameters() if p.requires_grad]
-            parts.append(Part("head", task, sum(trained)))
+            parts.append(Part("head", "shared" if self._is_read(task) else task, sum(trained)))
         return parts
 
     def named_parameters(self, *args: Any, **options: Any) -> Iterator[tuple[str, nn.Parameter]]:
@@ -236,6 +243,28 @@ class MultiTaskModel(nn.Module):
     def _require_task(self, name: str) -> None:
         if name not in self._tasks:
             raise RecipeError(unknown("task", name, self._tasks))
+
+
+class _OneOutput(nn.Module):
+    """One task's output where it is made of several heads: these, and the sharing."""
+
+    def __init__(self, sharing: Sharing, heads: nn.ModuleDict, task: str):
+        super().__init__()
+        self.sharing, self.task = sharing, task
+        self.heads = nn.ModuleDict({key: heads[key] for key in map(task_key, (*sharing.reads(task), task))})
+
+    def forward(self, inputs: Any) -> Tensor:
+        """The task's raw output."""
+        return _outputs(self.sharing, self.heads, inputs, (self.task,))[self.task]
+
+
+def _outputs(
+    sharing: Sharing, heads: nn.ModuleDict, inputs: Any, names: Sequence[str], tap: Tap = identity
+) -> dict[str, Tensor]:
+    """Raw outputs of ``names``, by all heads that these are made of."""
+    needed = tuple(dict.fromkeys((*names, *(other for name in names for other in sharing.reads(name)))))
+    features = sharing(inputs, needed, tap)
+    return sharing.outputs({name: heads[task_key(name)](features[name]) for name in needed}, names)
 
 
 def _by_name(tasks: Sequence[Task]) -> dict[str, Task]:

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ class Case:
         name: The architecture's name in the table.
         recipe: File of the recipe.
         changes: Overrides of the recipe.
+        rows: For a part the number of its rows that are used, the first ones; all of them for other parts.
     """
 
     form: str
     name: str
     recipe: str
     changes: tuple[str, ...]
+    rows: Mapping[str, int] = field(default_factory=dict)
 
 
 def run_case(case: Case, seed: int) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def run_case(case: Case, seed: int) -> dict[str, Any]:
     recipe = load_recipe(case.recipe, [*case.changes, f"training.seed={seed}", "training.device=cpu"])
     with seeded(seed):
         built = build(recipe)
-    parts = built.sources
+    parts = {part: _first(sources, case.rows.get(part)) for part, sources in built.sources.items()}
     began = time.perf_counter()
     run = train(built.model, parts["train"], parts["validation"], balancer=recipe.balancer, settings=recipe.training)
     seconds = time.perf_counter() - began
@@ -66,6 +68,18 @@ def run_case(case: Case, seed: int) -> dict[str, Any]:
         "validation": {task: dict(run.scores[task]) for task in run.scores},
         "test": {task: dict(tested[task]) for task in tested},
     }
+
+
+def _first(sources: Sequence[Any], rows: int | None) -> tuple[Any, ...]:
+    """The first rows of every source."""
+    import torch
+
+    from polytask.data.source import TensorSource
+
+    if rows is None:
+        return tuple(sources)
+    taken = [source.take(torch.arange(min(rows, len(source)))) for source in sources]
+    return tuple(TensorSource(batch.inputs, batch.targets, batch.weights) for batch in taken)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -252,6 +252,12 @@ SAMPLERS = {
 
 DATASETS = {
     "census_income": Entry("polytask.data.datasets.census_income:load", "Census-Income (KDD), 299,285 people."),
+    "multi_fashion": Entry(
+        "polytask.data.datasets.multi_fashion:load", "Two garments of Fashion-MNIST in one picture, 70,000 pictures."
+    ),
+    "multi_mnist": Entry(
+        "polytask.data.datasets.multi_mnist:load", "Two digits of MNIST in one picture, 10,000 pictures."
+    ),
 }
 
 GROUPS: dict[str, dict[str, Entry]] = {

@@ -31,7 +31,7 @@ CASES = [
         FORM,
         name,
         "recipes/multi_fashion.yaml",
-        (f"model.sharing={sharing}", f"model.encoder.channels={channels}", "training.epochs=8"),
+        (f"model.sharing={sharing}", f"model.encoder.channels={channels}"),
         {"train": 15_000, "validation": 2_000},
     )
     for name, (sharing, channels) in SHARINGS.items()

@@ -62,7 +62,7 @@ def test_the_groups_that_are_seen_are_those_of_the_papers(extension):
 
 
 @pytest.mark.parametrize(
-    ("key", "encoders"), [("mmoe", "any"), ("film", "named"), ("cross_stitch", "stages"), ("mtan", "stages")]
+    ("key", "encoders"), [("mmoe", "any"), ("film", "named"), ("cross_stitch", "stages"), ("mtan", "named")]
 )
 def test_the_encoders_are_those_that_construction_takes(extension, key, encoders):
     assert extension.facts(key).encoders == encoders

@@ -39,7 +39,7 @@ def overlaid(pictures: NDArray[np.uint8], labels: NDArray[np.integer], names: Se
     corner = canvas[:, 0, SHIFT:, SHIFT:]
     np.maximum(corner, pictures[partner], out=corner)
     canvas /= 255
-    words = np.array(names)
+    words = np.array(list(names))
     return pl.DataFrame(
         {"image": pl.Series(canvas), "left": words[labels].tolist(), "right": words[labels[partner]].tolist()}
     )

@@ -183,8 +183,9 @@ def test_a_trunk_with_hooks_is_itself_outside_of_a_forward_and_runs_once_for_eac
     plain.load_state_dict(sharing.encoder.state_dict())
     torch.testing.assert_close(sharing.encoder(x), plain(x))
     calls = []
-    sharing.encoder.out.register_forward_hook(lambda *_: calls.append("trunk"))
+    watched = sharing.encoder.out.register_forward_hook(lambda *_: calls.append("trunk"))
     expected = sharing(x, TASKS)
+    watched.remove()
     assert calls == ["trunk"] * 3
     assert not torch.allclose(expected["a"], plain(x))
     assert set(sharing.inspect()) == {f"mask of {task} after {path}" for task in TASKS for path in ("one", "two")}

@@ -125,13 +125,14 @@ def beside(rows: Iterable[dict[str, Any]], form: str, base: str, columns: Mappin
         if row["form"] == form:
             found[row["name"]][row["seed"]] = row["test"]
     lines = [f"| sharing minus `{base}` | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    against = found.pop(base, {})
     for name, seeds in found.items():
-        common = sorted(set(seeds) & set(found[base]))
-        if name == base or not common:
+        common = sorted(set(seeds) & set(against))
+        if not common:
             continue
         cells = []
         for task, metric, digits in columns.values():
-            gaps = [seeds[seed][task][metric] - found[base][seed][task][metric] for seed in common]
+            gaps = [seeds[seed][task][metric] - against[seed][task][metric] for seed in common]
             mean, half = interval(gaps)
             cells.append(f"{mean:+.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}"))
         lines.append(f"| `{name}` | {' | '.join(cells)} |")

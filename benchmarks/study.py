@@ -7,6 +7,7 @@ stopped goes on where it was. Every run scores the test rows once, after trainin
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import statistics
@@ -44,16 +45,17 @@ class Case:
 def run_case(case: Case, seed: int) -> dict[str, Any]:
     """Train one case; validation and test scores of the chosen epoch, and how many numbers were trained."""
     from polytask.evaluation.predict import evaluate
-    from polytask.recipes.build import build
+    from polytask.recipes.build import make_model
     from polytask.recipes.load import load_recipe
     from polytask.training.fit import seeded, train
 
     recipe = load_recipe(case.recipe, [*case.changes, f"training.seed={seed}", "training.device=cpu"])
+    built = _read(case.recipe)
     with seeded(seed):
-        built = build(recipe)
+        model = make_model(recipe, built.schema, list(built.model.tasks.values()))
     parts = {part: _first(sources, case.rows.get(part)) for part, sources in built.sources.items()}
     began = time.perf_counter()
-    run = train(built.model, parts["train"], parts["validation"], balancer=recipe.balancer, settings=recipe.training)
+    run = train(model, parts["train"], parts["validation"], balancer=recipe.balancer, settings=recipe.training)
     seconds = time.perf_counter() - began
     assert run.scores is not None, "a study has validation rows"
     tested = evaluate(run.model, parts["test"])
@@ -68,6 +70,15 @@ def run_case(case: Case, seed: int) -> dict[str, Any]:
         "validation": {task: dict(run.scores[task]) for task in run.scores},
         "test": {task: dict(tested[task]) for task in tested},
     }
+
+
+@functools.lru_cache(maxsize=1)
+def _read(recipe: str) -> Any:
+    """The data of a recipe, read once for all cases that follow each other; none of them changes how it is read."""
+    from polytask.recipes.build import build
+    from polytask.recipes.load import load_recipe
+
+    return build(load_recipe(recipe))
 
 
 def _first(sources: Sequence[Any], rows: int | None) -> tuple[Any, ...]:
@@ -157,6 +168,7 @@ def main(
     parser.add_argument("--out", type=Path, default=log, help="the log")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", help="names of architectures (default: all)")
+    parser.add_argument("--forms", nargs="+", help="names of forms (default: all)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after so many")
     parser.add_argument("--table", action="store_true", help="print the log's tables and stop")
@@ -179,7 +191,8 @@ def _run_missing(cases: Sequence[Case], asked: argparse.Namespace) -> None:
     began = time.monotonic()
     for seed in asked.seeds:
         for case in cases:
-            if (case.form, case.name, seed) in done or (asked.only and case.name not in asked.only):
+            left_out = (asked.only and case.name not in asked.only) or (asked.forms and case.form not in asked.forms)
+            if left_out or (case.form, case.name, seed) in done:
                 continue
             if time.monotonic() - began > 60 * asked.minutes:
                 return

@@ -13,7 +13,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 # Facts from the papers: who copies whole networks, and who works stage by stage.
 GROUPS = {
     "hard": "one trunk", "film": "one trunk", "lora": "one trunk", "adapters": "one trunk", "mtan": "one trunk",
-    "esmm": "whole copies", "aitm": "whole copies", "separate": "whole copies", "mmoe": "whole copies", "soft": "whole copies",
+    "separate": "whole copies", "mmoe": "whole copies", "soft": "whole copies", "esmm": "whole copies",
     "cross_stitch": "towers in lockstep", "ple": "towers in lockstep", "ltb": "towers in lockstep",
 }  # fmt: skip
 

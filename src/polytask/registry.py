@@ -101,6 +101,14 @@ SHARINGS = {
         "polytask.sharing.ltb:LTB",
         "Several copies of every stage; each copy, and each task, learns which copy of the stage before it to read.",
     ),
+    "esmm": Entry(
+        "polytask.sharing.esmm:ESMM",
+        "Towers on common embeddings; a step's probability is the product of its own and those of the steps before.",
+    ),
+    "aitm": Entry(
+        "polytask.sharing.aitm:AITM",
+        "Towers on common embeddings; each step of a funnel attends to what the step before it hands on.",
+    ),
 }
 
 BALANCERS: dict[str, Entry] = {
@@ -276,6 +284,12 @@ STRATEGIES = {
 
 DATASETS = {
     "census_income": Entry("polytask.data.datasets.census_income:load", "Census-Income (KDD), 299,285 people."),
+    "multi_fashion": Entry(
+        "polytask.data.datasets.multi_fashion:load", "Two garments of Fashion-MNIST in one picture, 70,000 pictures."
+    ),
+    "multi_mnist": Entry(
+        "polytask.data.datasets.multi_mnist:load", "Two digits of MNIST in one picture, 10,000 pictures."
+    ),
 }
 
 GROUPS: dict[str, dict[str, Entry]] = {

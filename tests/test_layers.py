@@ -25,6 +25,7 @@ LAYERS = [
     ["data"],
     ["tasks"],
     ["registry"],
+    ["expressions"],
     ["files"],
     ["errors"],
 ]

@@ -18,7 +18,7 @@ from polytask.balancing.making import split
 from polytask.data.mixing import Mixer
 from polytask.data.source import Source
 from polytask.errors import DataError, RecipeError, unknown
-from polytask.evaluation import Criterion, Scores
+from polytask.evaluation import CompositeIndex, Criterion, Scores
 from polytask.files import remove_unfinished
 from polytask.models import MultiTaskModel
 from polytask.tasks.task import Task, labelled
@@ -69,6 +69,7 @@ def train(
     *,
     balancer: Any = "equal",
     settings: TrainingSettings | None = None,
+    index: CompositeIndex | None = None,
     callbacks: Sequence[Callback] = (),
     path: Path | None = None,
     resume: bool = False,
@@ -81,6 +82,7 @@ def train(
         validation: The same for validation.
         balancer: A name, a mapping with a name and options, or an instance.
         settings: How to train.
+        index: One number over the tasks, for the history and for ``select="index"``.
         callbacks: Further hooks.
         path: Folder of the run; None leaves nothing on disk.
         resume: Go on from the checkpoint in ``path``.
@@ -94,7 +96,7 @@ def train(
         prepare_model(model, sources)
         model.to(runtime.device)
         runtime.same_start(model)
-        loop, engine_line = _assemble(model, sources, validation, balancer, settings, runtime, callbacks, path)
+        loop, engine_line = _assemble(model, sources, validation, balancer, settings, runtime, callbacks, path, index)
         if resume:
             assert path is not None
             if runtime.is_main:
@@ -131,6 +133,7 @@ def _assemble(
     runtime: Runtime,
     callbacks: Sequence[Callback],
     path: Path | None,
+    index: CompositeIndex | None,
 ) -> tuple[Loop, str]:
     kinds = {name: task.kind for name, task in model.tasks.items()}
     method, engine_options = split(balancer, tasks=list(model.tasks), kinds=kinds, seed=settings.seed)
@@ -146,8 +149,8 @@ def _assemble(
     mixer = build_mixer(sources, settings, runtime)
     steps = settings.steps or settings.epochs * mixer.steps_per_epoch
     schedule = build_schedule(settings, optimizer, steps)
-    hooks = _callbacks(model, validation, settings, path, runtime) + list(callbacks)
-    loop = Loop(model, mixer, validation, engine, optimizer, schedule, runtime, settings, hooks, path)
+    hooks = _callbacks(model, validation, settings, path, runtime, index) + list(callbacks)
+    loop = Loop(model, mixer, validation, engine, optimizer, schedule, runtime, settings, hooks, path, index)
     return loop, f"{engine.describe()} {loop.conflicts.describe()}"
 
 
@@ -157,6 +160,7 @@ def _callbacks(
     settings: TrainingSettings,
     path: Path | None,
     runtime: Runtime,
+    index: CompositeIndex | None,
 ) -> list[Callback]:
     found: list[Callback] = [TimingsFile(path if runtime.is_main else None), SharingLog(list(model.tasks))]
     if path is None and settings.loggers:
@@ -168,7 +172,7 @@ def _callbacks(
 
             found.append(TensorBoard(path))
     if settings.select != "last":
-        criterion = Criterion(settings.select, model.tasks)
+        criterion = Criterion(settings.select, model.tasks, index)
         if validation:
             found.append(BestModel(criterion, settings.patience, path))
         elif settings.patience is not None:

@@ -18,7 +18,7 @@ from polytask.balancing.types import Engine
 from polytask.data.mixing import Mixer
 from polytask.data.source import Source
 from polytask.errors import TrainingError
-from polytask.evaluation import Scores, evaluate
+from polytask.evaluation import CompositeIndex, Scores, evaluate
 from polytask.models import MultiTaskModel
 from polytask.training.callbacks import Callback
 from polytask.training.conflicts import ConflictLog
@@ -49,6 +49,7 @@ class Loop:
         settings: How to train.
         callbacks: Hooks, called in this order.
         path: Folder of the run, or None to leave nothing on disk.
+        index: One number over the tasks that scores and history show, or None.
     """
 
     def __init__(
@@ -63,10 +64,11 @@ class Loop:
         settings: TrainingSettings,
         callbacks: Sequence[Callback] = (),
         path: Path | None = None,
+        index: CompositeIndex | None = None,
     ):
         self.model, self.mixer, self.validation, self.engine = model, mixer, tuple(validation), engine
         self.optimizer, self.schedule, self.runtime, self.settings = optimizer, schedule, runtime, settings
-        self.callbacks, self.path = tuple(callbacks), path
+        self.callbacks, self.path, self.index = tuple(callbacks), path, index
         self.steps_per_epoch = mixer.steps_per_epoch
         self.total_steps = total_steps(settings, mixer)
         mixer.total_steps = self.total_steps
@@ -151,6 +153,7 @@ class Loop:
         if self.validation and (number % self.settings.validate_every == 0 or last):
             scores = self.validate()
             row |= {f"{task}.{name}": value for task, of in scores.items() for name, value in of.items()}
+            row |= {} if scores.index is None else {"index": scores.index}
             self.call(lambda callback: callback.on_validation_end(self, scores))
         self.engine.epoch_end(means)
         self.mixer.observe(means)
@@ -164,7 +167,7 @@ class Loop:
         """Scores on the validation sources, with BatchNorm statistics averaged over processes."""
         self.runtime.average_buffers(self.model)
         sources, gather = self.runtime.share_out(self.validation)
-        return evaluate(
+        scores = evaluate(
             self.model,
             sources,
             batch_size=self.settings.evaluation_batch_size,
@@ -172,6 +175,9 @@ class Loop:
             autocast=self.runtime.autocast,
             gather=gather,
         )
+        if self.index is not None:
+            scores.index = self.index(scores)
+        return scores
 
     def _watch_gradients(self) -> None:
         self._without_gradient = {name: p for name, p in self.model.named_parameters() if p.requires_grad}

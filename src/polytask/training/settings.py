@@ -83,8 +83,8 @@ class TrainingSettings:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         seed: Of everything random.
         select: The multi-task criterion for the best model and early stopping: ``mean_improvement`` (mean
-            normalised improvement over the first validation) or a task's metric such as ``income.auroc``;
-            ``last`` keeps the last weights.
+            normalised improvement over the first validation), a task's metric such as ``income.auroc``, or
+            ``index``, the composite index; ``last`` keeps the last weights.
         patience: Stop after so many validations without an improvement; null never stops early.
         validate_every: Epochs between validations.
         checkpoint_every: Steps between checkpoints besides the one at the end of every epoch.

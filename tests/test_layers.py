@@ -15,6 +15,7 @@ LAYERS = [
     ["cli"],
     ["api"],
     ["serving"],
+    ["analysis"],
     ["reporting"],
     ["recipes"],
     ["training"],

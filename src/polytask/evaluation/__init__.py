@@ -17,6 +17,7 @@ from polytask.evaluation.improvement import relative_improvement
 from polytask.evaluation.index import CompositeIndex, IndexSettings, index_settings
 from polytask.evaluation.predict import TaskOutputs, collect, evaluate, score_outputs
 from polytask.evaluation.scores import Scores
+from polytask.evaluation.statistics import Difference, Interval, corrected, holm, mean_interval, paired_difference
 
 __all__ = [
     "Calibration",
@@ -26,19 +27,25 @@ __all__ = [
     "Curve",
     "Decision",
     "DecisionSettings",
+    "Difference",
     "Histogram",
     "IndexSettings",
+    "Interval",
     "Scores",
     "TaskOutputs",
     "calibration_curve",
     "collect",
     "confusion",
+    "corrected",
     "decision_settings",
     "delta_m",
     "error_histogram",
     "evaluate",
+    "holm",
     "index_settings",
+    "mean_interval",
     "mean_rank",
+    "paired_difference",
     "precision_recall_curve",
     "relative_improvement",
     "roc_curve",

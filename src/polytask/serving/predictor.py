@@ -112,7 +112,7 @@ class Predictor:
             for suffix, values in self.model.tasks[task].decode(output).items():
                 columns[f"{task}_{suffix}" if suffix else task] = values
         if self.decision is not None and set(self.decision.needs) <= set(raw):
-            columns[self.decision.settings.column] = pl.Series(self.decision(raw), dtype=pl.String)
+            columns[self.decision.settings.column] = pl.Series(list(self.decision(raw)), dtype=pl.String)
         return pl.DataFrame(columns)
 
 

@@ -75,7 +75,7 @@ class Loop:
         self.builder = StepBuilder(
             model, runtime, settings.accumulate, settings.penalties, settings.input_noise, settings.seed
         )
-        self.conflicts = ConflictLog(engine, settings.monitor_every, settings.log_every)
+        self.conflicts = ConflictLog(engine, settings.monitor_every, settings.log_every, settings.monitor_layers)
         self.recorder = Recorder(settings.log_every, self.conflicts.note_weights)
         self.step = 0
         self.stop_reason: str | None = None

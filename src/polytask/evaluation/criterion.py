@@ -72,6 +72,11 @@ class Criterion:
         self._tasks = dict(tasks)
         self._chosen = None if spec == MEAN_IMPROVEMENT else _chosen(spec, self._tasks)
 
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """The tasks by name."""
+        return self._tasks
+
     def __call__(self, scores: Scores, first: Scores) -> float:
         """The criterion's value.
 

@@ -52,6 +52,11 @@ class Criterion:
             )
         self._chosen = None if spec == MEAN_IMPROVEMENT or self._index else _chosen(spec, self._tasks)
 
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """The tasks by name."""
+        return self._tasks
+
     def __call__(self, scores: Scores, first: Scores) -> float:
         """The criterion's value.
 

@@ -11,7 +11,7 @@ from polytask.errors import DataError, unknown
 from polytask.tasks.metrics import mean_defined
 from polytask.tasks.task import Task
 
-Values = Mapping[str, Mapping[str, float]]
+Values = Mapping[str, Mapping[str, float | None]] | Mapping[str, Mapping[str, float]]
 Directions = Mapping[str, Mapping[str, bool]]
 CONVENTIONS = ("maninis", "flat")
 

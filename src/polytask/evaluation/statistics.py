@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from polytask.errors import DataError
 
 Numbers = Sequence[float | None]
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def holm(p_values: Numbers) -> list[float]:
     return adjusted
 
 
-def corrected(differences: Mapping[str, Difference]) -> dict[str, Difference]:
+def corrected(differences: Mapping[Key, Difference]) -> dict[Key, Difference]:
     """The same differences with ``adjusted`` set by Holm's method over all of them.
 
     Example:

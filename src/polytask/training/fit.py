@@ -15,6 +15,7 @@ import torch
 from polytask import registry
 from polytask.balancing.engines.choose import engine as make_engine
 from polytask.balancing.making import split
+from polytask.balancing.types import Engine
 from polytask.data.mixing import Mixer
 from polytask.data.source import Source
 from polytask.errors import DataError, RecipeError, unknown
@@ -135,16 +136,7 @@ def _assemble(
     path: Path | None,
     index: CompositeIndex | None,
 ) -> tuple[Loop, str]:
-    kinds = {name: task.kind for name, task in model.tasks.items()}
-    method, engine_options = split(balancer, tasks=list(model.tasks), kinds=kinds, seed=settings.seed)
-    engine = make_engine(
-        method.to(runtime.device),
-        model,
-        reduce=runtime.sum if runtime.world > 1 else None,
-        features_ok=model.supports_features,
-        why_not=f"the sharing '{type(model.sharing).__name__}' has no common features",
-        **engine_options,
-    )
+    engine = build_engine(model, balancer, settings.seed, runtime)
     optimizer = build_optimizer(settings.optimizer_settings, model.parameters(), settings.lr, settings.weight_decay)
     mixer = build_mixer(sources, settings, runtime)
     steps = settings.steps or settings.epochs * mixer.steps_per_epoch
@@ -152,6 +144,25 @@ def _assemble(
     hooks = _callbacks(model, validation, settings, path, runtime, index) + list(callbacks)
     loop = Loop(model, mixer, validation, engine, optimizer, schedule, runtime, settings, hooks, path, index)
     return loop, f"{engine.describe()} {loop.conflicts.describe()}"
+
+
+def build_engine(model: MultiTaskModel, balancer: Any, seed: int, runtime: Runtime) -> Engine:
+    """The engine that runs a balancer on a model.
+
+    Raises:
+        RecipeError: for an unknown name or option.
+        BalancerError: for a balancer that cannot work with the model's sharing; the message says what can.
+    """
+    kinds = {name: task.kind for name, task in model.tasks.items()}
+    method, options = split(balancer, tasks=list(model.tasks), kinds=kinds, seed=seed)
+    return make_engine(
+        method.to(runtime.device),
+        model,
+        reduce=runtime.sum if runtime.world > 1 else None,
+        features_ok=model.supports_features,
+        why_not=f"the sharing '{type(model.sharing).__name__}' has no common features",
+        **options,
+    )
 
 
 def _callbacks(

@@ -22,6 +22,7 @@ _PLACES = {
     "Run": "polytask.training.fit:Run",
     "Scores": "polytask.evaluation:Scores",
     "Task": "polytask.tasks.task:Task",
+    "affinity": "polytask.analysis.affinity:affinity",
     "delta_m": "polytask.evaluation:delta_m",
     "evaluate": "polytask.api:evaluate",
     "fit": "polytask.api:fit",
@@ -54,6 +55,7 @@ __all__ = [
     "Scores",
     "Task",
     "__version__",
+    "affinity",
     "balancing",
     "data",
     "delta_m",
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
         tasks,
         training,
     )
+    from polytask.analysis.affinity import affinity
     from polytask.api import evaluate, fit, run
     from polytask.data.batch import Batch
     from polytask.evaluation import Scores, delta_m, mean_rank

@@ -84,9 +84,10 @@ def test_tasks_that_harm_all_others_stay_alone():
 
 
 def test_a_task_does_nothing_for_itself():
-    affinity = np.diag([5.0, 5.0])
+    affinity = np.diag([5.0, np.nan])
     assert group_gain(affinity, [0, 1]) == 0.0
     assert group_gain(affinity, [0]) == 0.0
+    assert best_split(affinity, 1) == ((0, 1),)
 
 
 @pytest.mark.parametrize(

@@ -44,21 +44,24 @@ def score_tasks(rows: Rows, *, recipe: Mapping[str, Any], weights: str, result: 
     return score_network(subset_rows(rows, list(recipe["tasks"])), recipe=recipe, weights=weights, result=result)
 
 
-def look(rows: Rows, *, recipe: Mapping[str, Any], looks: int, ahead: bool, result: str) -> Result:
+def look(rows: Rows, *, recipe: Mapping[str, Any], looks: int, result: str) -> Result:
     """Train all tasks together and look at what a step of one does to the others.
 
     Returns:
-        Means over stretches of the run, ``[parts, m, m]`` as nested lists: ``tag`` (with ``ahead``) and ``cosine``.
+        Means over stretches of the run, ``[parts, m, m]`` as nested lists: ``tag`` and ``cosine``.
     """
-    watcher = Lookahead(looks, ahead)
+    watcher = Lookahead(looks)
     loaded = load_recipe(recipe)
     with seeded(loaded.training.seed):
         model = make_model(loaded, rows.schema, rows.tasks)
     began = time.perf_counter()
     train(model, rows.sources["train"], balancer=loaded.balancer, settings=loaded.training, callbacks=[watcher])
-    found = {"seconds": time.perf_counter() - began, "looks": len(watcher.cosines), "cosine": means(watcher.cosines)}
-    if ahead:
-        found["tag"] = means(watcher.affinities)
+    found = {
+        "tag": means(watcher.affinities),
+        "cosine": means(watcher.cosines),
+        "looks": len(watcher.cosines),
+        "seconds": time.perf_counter() - began,
+    }
     write_json(Path(result), found)
     return found
 

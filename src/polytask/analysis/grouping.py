@@ -35,7 +35,7 @@ def group_gain(affinity: Matrix, group: Sequence[int]) -> float:
     if len(group) < 2:
         return 0.0
     part = affinity[np.ix_(group, group)]
-    return float((part.sum() - np.trace(part)) / (len(group) - 1))
+    return float(part[~np.eye(len(group), dtype=bool)].sum() / (len(group) - 1))
 
 
 def split_gain(affinity: Matrix, groups: Groups) -> float:
@@ -123,7 +123,7 @@ def _members(mask: int) -> tuple[int, ...]:
 def _beam(affinity: Matrix, models: int, exactly: bool) -> Groups:
     count = len(affinity)
     # Tasks with much at stake are placed first.
-    stakes = np.abs(affinity - np.diag(np.diag(affinity)))
+    stakes = np.where(np.eye(count, dtype=bool), 0.0, np.abs(affinity))
     order = np.argsort(-(stakes.sum(0) + stakes.sum(1)), kind="stable").tolist()
     beam: list[Groups] = [()]
     for placed, task in enumerate(order, start=1):

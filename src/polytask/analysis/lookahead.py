@@ -39,7 +39,6 @@ class Lookahead(Callback):
 
     Args:
         looks: How many looks a run has.
-        ahead: Whether to take the steps; else only cosines are noted.
 
     Attributes:
         affinities: ``[looks, m, m]``; row i is the task whose gradient is followed. NaN where a task had no label.
@@ -49,8 +48,8 @@ class Lookahead(Callback):
         Fifty et al., Efficiently identifying task groupings for multi-task learning (2021), section 3.
     """
 
-    def __init__(self, looks: int, ahead: bool = True):
-        self.looks, self.ahead = looks, ahead
+    def __init__(self, looks: int):
+        self.looks = looks
         self._affinities: list[Matrix] = []
         self._cosines: list[Matrix] = []
 
@@ -94,8 +93,6 @@ class Lookahead(Callback):
         norms = torch.stack([row.norm() for row in rows]).double()
         stacked = torch.stack(rows).double()
         self._cosines.append(_cosines(stacked @ stacked.T, norms).cpu().numpy())
-        if not self.ahead:
-            return
         present = norms > 0
         rate = _rate(loop, norms[present].mean().item() if present.any() else math.nan, stacked.shape[1])
         kept = [p.detach().clone() for p in shared]

@@ -26,6 +26,7 @@ _PLACES = {
     "delta_m": "polytask.evaluation:delta_m",
     "evaluate": "polytask.api:evaluate",
     "fit": "polytask.api:fit",
+    "group": "polytask.analysis.group:group",
     "load": "polytask.serving:load",
     "load_recipe": "polytask.recipes.load:load_recipe",
     "mean_rank": "polytask.evaluation:mean_rank",
@@ -62,6 +63,7 @@ __all__ = [
     "evaluate",
     "evaluation",
     "fit",
+    "group",
     "load",
     "load_recipe",
     "mean_rank",
@@ -90,6 +92,7 @@ if TYPE_CHECKING:
         training,
     )
     from polytask.analysis.affinity import affinity
+    from polytask.analysis.group import group
     from polytask.api import evaluate, fit, run
     from polytask.data.batch import Batch
     from polytask.evaluation import Scores, delta_m, mean_rank

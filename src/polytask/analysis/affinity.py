@@ -86,10 +86,8 @@ def affinity(
         tasks should be learned together in multi-task learning? (2020).
     """
     wanted = parse_kinds(kinds)
-    loaded = _budgeted(load_recipe(recipe, overrides), epochs, steps)
-    for name, value in (("seeds", seeds), ("looks", looks)):
-        if value < 1:
-            raise RecipeError(f"{name} is {value}; it has to be at least 1.")
+    loaded = budgeted(load_recipe(recipe, overrides), epochs, steps)
+    require_counts(seeds=seeds, looks=looks)
     if len(loaded.tasks) < 2:
         raise RecipeError(f"The recipe has one task, '{next(iter(loaded.tasks))}', which has no other to be affine to.")
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "recipe"
@@ -115,8 +113,23 @@ def parse_kinds(kinds: Sequence[str] | str) -> list[str]:
     return [kind for kind in KINDS if kind in names]
 
 
-def _budgeted(recipe: Recipe, epochs: int | None, steps: int | None) -> Recipe:
-    """The recipe with the length of every training; no epoch is chosen, so that all are trained as long."""
+def require_counts(**counts: int) -> None:
+    """Check numbers that have to be at least 1.
+
+    Raises:
+        RecipeError: for the first that is not; the message names it.
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise RecipeError(f"{name} is {value}; it has to be at least 1.")
+
+
+def budgeted(recipe: Recipe, epochs: int | None, steps: int | None) -> Recipe:
+    """The recipe with the length of every training; no epoch is chosen, so that all are trained as long.
+
+    Raises:
+        RecipeError: if both are given, or one is below 1.
+    """
     if epochs is not None and steps is not None:
         raise RecipeError("Give epochs or steps, not both.")
     length = {"epochs": epochs, "steps": None} if epochs is not None else {"steps": steps} if steps is not None else {}

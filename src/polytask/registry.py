@@ -101,6 +101,14 @@ SHARINGS = {
         "polytask.sharing.ltb:LTB",
         "Several copies of every stage; each copy, and each task, learns which copy of the stage before it to read.",
     ),
+    "esmm": Entry(
+        "polytask.sharing.esmm:ESMM",
+        "Towers on common embeddings; a step's probability is the product of its own and those of the steps before.",
+    ),
+    "aitm": Entry(
+        "polytask.sharing.aitm:AITM",
+        "Towers on common embeddings; each step of a funnel attends to what the step before it hands on.",
+    ),
 }
 
 BALANCERS: dict[str, Entry] = {
@@ -145,6 +153,14 @@ BALANCERS: dict[str, Entry] = {
     "go4align": Entry(
         "polytask.balancing.loss.go4align:GO4Align", "Group optimization for alignment: similar tasks share one weight."
     ),
+    "ldc_mtl": Entry(
+        "polytask.balancing.loss.discrepancy:LDCMTL",
+        "Loss discrepancy control: learned weights, and a penalty on the differences of neighbouring losses.",
+    ),
+    "auto_lambda": Entry(
+        "polytask.balancing.loss.auto_lambda:AutoLambda",
+        "Auto-Lambda: weights trained on what a step with them does to the losses of other rows.",
+    ),
     "gradnorm": Entry(
         "polytask.balancing.loss.gradnorm:GradNorm", "GradNorm: equal gradient norms, larger where training lags."
     ),
@@ -157,6 +173,10 @@ BALANCERS: dict[str, Entry] = {
     "cagrad": Entry(
         "polytask.balancing.gramian.cagrad:CAGrad",
         "The direction near the mean gradient whose worst task improves most.",
+    ),
+    "conicgrad": Entry(
+        "polytask.balancing.gramian.conic:ConicGrad",
+        "The direction in a cone around the mean gradient whose worst task improves most.",
     ),
     "nash_mtl": Entry(
         "polytask.balancing.gramian.barrier:NashMTL",
@@ -193,6 +213,10 @@ BALANCERS: dict[str, Entry] = {
         "polytask.balancing.gradient.axes:IMTLG",
         "IMTL-G: the update whose projections on all gradients' directions are equal.",
     ),
+    "imtl": Entry(
+        "polytask.balancing.gradient.axes:IMTL",
+        "IMTL: learned loss scales, and for the shared parameters equal projections of the scaled gradients.",
+    ),
     "config": Entry(
         "polytask.balancing.gradient.axes:ConFIG",
         "A direction at equal angles to all gradients, as long as their projections on it together.",
@@ -220,6 +244,10 @@ BALANCERS: dict[str, Entry] = {
     "moco": Entry(
         "polytask.balancing.gradient.averaged:MoCo",
         "Multi-objective gradient correction: tracked gradients, with weights that descend on the simplex.",
+    ),
+    "modo": Entry(
+        "polytask.balancing.gradient.sampled:MoDo",
+        "Double sampling: weights that descend on the simplex by the gradients of two independent half batches.",
     ),
     "excess_mtl": Entry(
         "polytask.balancing.gradient.averaged:ExcessMTL",
@@ -256,6 +284,12 @@ STRATEGIES = {
 
 DATASETS = {
     "census_income": Entry("polytask.data.datasets.census_income:load", "Census-Income (KDD), 299,285 people."),
+    "multi_fashion": Entry(
+        "polytask.data.datasets.multi_fashion:load", "Two garments of Fashion-MNIST in one picture, 70,000 pictures."
+    ),
+    "multi_mnist": Entry(
+        "polytask.data.datasets.multi_mnist:load", "Two digits of MNIST in one picture, 10,000 pictures."
+    ),
 }
 
 GROUPS: dict[str, dict[str, Entry]] = {

@@ -90,6 +90,25 @@ def test_balancers(recipe, tmp_path, balancer):
     assert [history[f"weight.{task}"][0] for task in TASKS] == expected
 
 
+@pytest.mark.parametrize(
+    "balancer",
+    [
+        {"name": "conicgrad", "c": 0.8, "at": "features"},
+        {"name": "imtl", "optimizer": {"lr": 0.1}},
+        {"name": "modo", "gamma": 0.5, "rho": 0.1, "at": "last"},
+        {"name": "sdmgrad", "lambda": 0.5, "sampled": True, "gamma": 0.5, "n_steps": 5},
+        {"name": "ldc_mtl", "penalty": 0.5, "compare": "plain", "normalize": "first"},
+        {"name": "auto_lambda", "virtual_lr": 0.05, "init": 0.5, "primary": ["buys"], "optimizer": {"lr": 0.01}},
+    ],
+    ids=lambda balancer: balancer["name"],
+)
+def test_methods_that_learn_or_look_at_two_halves(recipe, tmp_path, balancer):
+    done, _ = go(recipe, tmp_path / "run", balancer=balancer, training={"epochs": 2, "accumulate": 2})
+    history = pl.read_csv(done.path / "history.csv").filter(pl.col("scope") == "step")
+    weights = history.select(f"weight.{task}" for task in TASKS).to_numpy()
+    assert (weights[0] != weights[-1]).any()
+
+
 def test_an_encoder_of_ones_own_by_import_path(recipe, tmp_path, monkeypatch):
     (tmp_path / "own_encoder.py").write_text(
         "import torch\n"

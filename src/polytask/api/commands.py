@@ -58,10 +58,16 @@ def evaluate_run(run: Path, table: Path | None = None) -> Scores:
         if not path.exists():
             raise RecipeError(f"'{run}' has no {METRICS} yet. Finish it with: polytask fit --resume {run}")
         parts = json.loads(path.read_text(encoding="utf-8"))
-        return Scores.from_dict(parts.get("test") or parts.get("validation") or {})
+        part = next((part for part in ("test", "validation") if parts.get(part)), "")
+        scores = Scores.from_dict(parts.get(part, {}))
+        scores.index = parts.get("index", {}).get(part)
+        return scores
     predictor = load(bundle_of(run))
     source = as_source(_read(run, table), list(predictor.model.tasks.values()), preprocessor=predictor.preprocessor)
-    return evaluate_sources(predictor.model, source if isinstance(source, list) else [source])
+    scores = evaluate_sources(predictor.model, source if isinstance(source, list) else [source])
+    if predictor.index is not None:
+        scores.index = predictor.index(scores)
+    return scores
 
 
 def predict_file(

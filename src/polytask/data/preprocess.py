@@ -115,7 +115,7 @@ class TablePreprocessor:
             elif spec.kind == "category":
                 categories.append(_fit_category(series, spec.min_count))
             else:
-                arrays[name] = _arrays(series, None).shape[1:]
+                arrays[name] = _array_shape(series)
         return cls(TableSchema(tuple(numbers), tuple(categories), arrays))
 
     def inputs(self, frame: pl.DataFrame) -> Any:
@@ -210,6 +210,11 @@ def _numbers(frame: pl.DataFrame, column: NumberColumn) -> tuple[Floats, np.ndar
     parsed = parse_numbers(column_of(frame, column.name, "input column"))
     values, gone = find_faults(column.name, parsed, column.impute_infinite, column.missing == "error")
     return fill(values, gone, column.mean), gone
+
+
+def _array_shape(series: pl.Series) -> tuple[int, ...]:
+    # Stacking all training images to learn this would take as much memory again.
+    return tuple(series.dtype.shape) if isinstance(series.dtype, pl.Array) else _arrays(series, None).shape[1:]
 
 
 def _arrays(series: pl.Series, shape: tuple[int, ...] | None) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -13,6 +13,7 @@ from polytask.data.batch import first_tensor, joined_rows, map_tensors
 from polytask.data.preprocess import TablePreprocessor
 from polytask.data.schema import TableSchema
 from polytask.errors import DataError, unknown
+from polytask.evaluation import CompositeIndex, Decision
 from polytask.models import MultiTaskModel
 from polytask.serving.bundle import read_model, read_spec
 from polytask.training.runtime import Runtime
@@ -28,14 +29,22 @@ class Predictor:
         model: A trained model.
         preprocessor: Turns a table into inputs; None if inputs are tensors already.
         device: Where to compute.
+        decision: Decides for every row, or None.
+        index: One number over the tasks for scores, or None.
     """
 
     def __init__(
-        self, model: MultiTaskModel, preprocessor: TablePreprocessor | None = None, device: str | torch.device = "cpu"
+        self,
+        model: MultiTaskModel,
+        preprocessor: TablePreprocessor | None = None,
+        device: str | torch.device = "cpu",
+        decision: Decision | None = None,
+        index: CompositeIndex | None = None,
     ):
         self.model = model.to(device).eval()
         self.preprocessor = preprocessor
         self.device = torch.device(device)
+        self.decision, self.index = decision, index
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -94,7 +103,8 @@ class Predictor:
             batch_size: Rows at a time.
 
         Returns:
-            A polars frame with, for each task, its prediction and such columns as ``income_probability``.
+            A polars frame with, for each task, its prediction and such columns as ``income_probability``; then
+            the decision, if the model has a rule and all tasks that it reads are among these.
 
         Raises:
             DataError: if a column is missing (did you mean), or a value does not parse (record, column, value).
@@ -107,6 +117,8 @@ class Predictor:
         for task, output in kept.items():
             for suffix, values in known[task].decode(output).items():
                 columns[f"{task}_{suffix}" if suffix else task] = values
+        if self.decision is not None and set(self.decision.needs) <= set(kept):
+            columns[self.decision.settings.column] = pl.Series(list(self.decision(kept)), dtype=pl.String)
         return pl.DataFrame(columns)
 
 
@@ -136,4 +148,6 @@ def load(path: str | Path, *, encoder: nn.Module | None = None, device: str = "c
     spec = read_spec(folder)
     model = read_model(folder, spec, encoder)
     preprocessor = TablePreprocessor.from_schema(TableSchema.from_dict(spec["schema"])) if spec["schema"] else None
-    return Predictor(model, preprocessor, Runtime("auto").device if device == "auto" else device)
+    decision = Decision(spec["decision"], model.tasks) if spec.get("decision") else None
+    index = CompositeIndex(spec["index"], model.tasks) if spec.get("index") else None
+    return Predictor(model, preprocessor, Runtime("auto").device if device == "auto" else device, decision, index)

@@ -17,7 +17,7 @@ from polytask.balancing.types import Engine
 from polytask.data.mixing import Mixer, Part
 from polytask.data.source import Source
 from polytask.errors import TrainingError
-from polytask.evaluation import Scores, evaluate
+from polytask.evaluation import CompositeIndex, Scores, evaluate
 from polytask.models import MultiTaskModel
 from polytask.training.callbacks import Callback
 from polytask.training.conflicts import ConflictLog
@@ -51,6 +51,7 @@ class Loop:
         partial: What each step touches and leaves alone.
         callbacks: Hooks, called in this order.
         path: Folder of the run, or None to leave nothing on disk.
+        index: One number over the tasks that scores and history show, or None.
     """
 
     def __init__(
@@ -66,18 +67,26 @@ class Loop:
         partial: PartialUpdates,
         callbacks: Sequence[Callback] = (),
         path: Path | None = None,
+        index: CompositeIndex | None = None,
     ):
         self.model, self.mixer, self.validation, self.engine = model, mixer, tuple(validation), engine
         self.optimizer, self.schedule, self.runtime, self.settings = optimizer, schedule, runtime, settings
-        self.callbacks, self.path = tuple(callbacks), path
+        self.callbacks, self.path, self.index = tuple(callbacks), path, index
         self.partial, self.anchor = partial, Anchor(partial)
         self.steps_per_batch, self.steps_per_epoch = partial.strategy.steps_per_batch, partial.steps_per_epoch
         self.total_steps = total_steps(settings, self.steps_per_epoch)
         mixer.total_steps = -(-self.total_steps // self.steps_per_batch)
         self.builder = StepBuilder(
-            model, runtime, settings.accumulate, settings.penalties, settings.input_noise, settings.seed, self.anchor
+            model,
+            runtime,
+            settings.accumulate,
+            settings.penalties,
+            settings.input_noise,
+            settings.seed,
+            engine.balancer.halves,
+            self.anchor,
         )
-        self.conflicts = ConflictLog(engine, settings.monitor_every, settings.log_every)
+        self.conflicts = ConflictLog(engine, settings.monitor_every, settings.log_every, settings.monitor_layers)
         self.recorder = Recorder(settings.log_every, self.conflicts.note_weights)
         self.step = 0
         self.stop_reason: str | None = None
@@ -171,6 +180,7 @@ class Loop:
         if self.validation and (number % self.settings.validate_every == 0 or last):
             scores = self.validate()
             row |= {f"{task}.{name}": value for task, of in scores.items() for name, value in of.items()}
+            row |= {} if scores.index is None else {"index": scores.index}
             self.call(lambda callback: callback.on_validation_end(self, scores))
         self.engine.epoch_end(means)
         self.mixer.observe(means)
@@ -185,7 +195,7 @@ class Loop:
         """Scores on the validation sources, with BatchNorm statistics averaged over processes."""
         self.runtime.average_buffers(self.model)
         sources, gather = self.runtime.share_out(self.validation)
-        return evaluate(
+        scores = evaluate(
             self.model,
             sources,
             batch_size=self.settings.evaluation_batch_size,
@@ -193,6 +203,9 @@ class Loop:
             autocast=self.runtime.autocast,
             gather=gather,
         )
+        if self.index is not None:
+            scores.index = self.index(scores)
+        return scores
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resume needs."""

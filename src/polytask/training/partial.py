@@ -11,7 +11,6 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from polytask.errors import RecipeError, listed
 from polytask.models import MultiTaskModel
-from polytask.sharing.layers import task_key
 from polytask.training.strategies import Strategy, Turn
 
 
@@ -138,11 +137,7 @@ def _nothing_to_train(turn: Turn, sharing: str) -> str:
 
 def owners(model: MultiTaskModel) -> dict[int, str]:
     """The one task that a parameter belongs to, by the parameter's ``id``; shared ones are left out."""
-    return {
-        id(p): task
-        for task in model.tasks
-        for p in (*model.sharing.task_parameters(task), *model.heads[task_key(task)].parameters())
-    }
+    return {id(p): task for task in model.tasks for p in model.owned_parameters(task)}
 
 
 def governed(model: nn.Module) -> dict[nn.Module, frozenset[int]]:

@@ -113,8 +113,8 @@ class TrainingSettings:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         seed: Of everything random.
         select: The multi-task criterion for the best model and early stopping: ``mean_improvement`` (mean
-            normalised improvement over the first validation) or a task's metric such as ``income.auroc``;
-            ``last`` keeps the last weights.
+            normalised improvement over the first validation), a task's metric such as ``income.auroc``, or
+            ``index``, the composite index; ``last`` keeps the last weights.
         patience: Stop after so many validations without an improvement; null never stops early.
         validate_every: Epochs between validations.
         checkpoint_every: Steps between checkpoints besides the one at the end of every epoch.
@@ -123,6 +123,8 @@ class TrainingSettings:
             a part of a step where the method takes no gradients apart, and nothing else where it does (those
             methods are looked at every tenth step, or as often as this says if that is more often). It never
             changes what is trained.
+        monitor_layers: Whether these looks also go through the last eight shared layers, one backward a task, and show
+            where in the network the tasks conflict.
         penalties: L1, L2, elastic net, and weights of the sharing's penalties.
         input_noise: Standard deviation of the Gaussian noise that training adds to numeric inputs.
         sampler: How separate sources take turns: a name, or name and options.
@@ -154,6 +156,7 @@ class TrainingSettings:
     checkpoint_every: int | None = None
     log_every: int = 1
     monitor_every: int = 100
+    monitor_layers: bool = False
     penalties: PenaltySettings = field(default_factory=PenaltySettings)
     input_noise: float = 0.0
     sampler: str | Mapping[str, Any] = "proportional"
@@ -169,6 +172,7 @@ class TrainingSettings:
             _require(name, value, value is None or value >= 1, "at least 1, or null")
         for name in ("weight_decay", "input_noise", "monitor_every"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        _require("monitor_every", 0, self.monitor_every > 0 or not self.monitor_layers, "above 0 with monitor_layers")
         _require("lr", self.lr, self.lr > 0, "above 0")
         _require("clip", self.clip, self.clip is None or self.clip > 0, "above 0, or null")
         _require("precision", self.precision, str(self.precision) in PRECISIONS, f"one of {', '.join(PRECISIONS)}")

@@ -179,7 +179,7 @@ class FeatureEngine(GradientEngine):
             losses = self.forward(batch, fixed(chosen), tasks)
             total.add(losses)
             torch.autograd.backward(roots(losses.tasks, losses.penalty))
-        return found or report(tasks, self.reduced(total.stack(tasks)), weights)
+        return found or self.told(tasks, self.reduced(total.stack(tasks)), weights)
 
     def _first_pass(
         self, micro: Sequence[MicroBatch], tasks: tuple[str, ...], form: Callable[[Tensor], Tensor]
@@ -205,7 +205,7 @@ class FeatureEngine(GradientEngine):
     def _rows(self, batch: MicroBatch, order: list[str]) -> tuple[list[Tensor], Losses]:
         """Every task's gradient of the features, one stack ``[p, ...]`` a feature tensor."""
         losses, leaves = heads_only(batch)
-        self.check_losses(batch, losses)
+        losses = self.check_losses(batch, losses)
         check_called([True] if leaves else [])
         rows = rows_of(losses, leaves, order)
         for task, mine in zip(order, rows, strict=True):

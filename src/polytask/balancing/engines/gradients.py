@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ class GradientEngine(BaseEngine):
         tasks: tuple[str, ...],
         again: Callable[[], Tensor],
         culprit: Callable[[int], str] | None = None,
+        cross: Tensor | None = None,
     ) -> tuple[Tensor, StepReport]:
         """Weights from the Gramian, with one transfer from the device.
 
@@ -52,6 +54,7 @@ class GradientEngine(BaseEngine):
             tasks: Their names.
             again: Forms the Gramian in float64, for gradients that float32 squares cannot hold.
             culprit: Names a parameter whose gradient is not finite, for the error.
+            cross: For a method with ``halves``: products of the first half's gradients with the second's.
 
         Returns:
             Weights ``[p]``, float64 on the CPU, and the step's report.
@@ -65,14 +68,24 @@ class GradientEngine(BaseEngine):
         products = symmetrised(products)
         if rounded:
             products = semi_definite(products)
+        further = {} if cross is None else {"cross": cross}
         with torch.no_grad():
-            weights = self.balancer.weigh(products, values, tasks).detach().to("cpu", torch.float64)
+            weights = self.balancer.weigh(products, values, tasks, **further).detach().to("cpu", torch.float64)
         check_weights(type(self.balancer).__name__, weights, tasks)
         weights = weights * scale(products, weights, self.options.rescale_to)
         with torch.enable_grad():  # this may run inside of a backward, where gradients are off
             self.learn(self.balancer.objective(products, values, tasks))
         self.keep(tasks, weights)
-        return weights, report(tasks, values, weights, products)
+        return weights, self.told(tasks, values, weights, products)
+
+    def told(
+        self, tasks: tuple[str, ...], losses: Tensor | None, weights: Tensor, gramian: Tensor | None = None
+    ) -> StepReport:
+        """The step's report; its weights are those of the plain losses."""
+        found, scales = report(tasks, losses, weights, gramian), self.balancer.loss_scales(tasks)
+        if scales is None:
+            return found
+        return replace(found, weights=_named(tasks, weights * scales.to(weights)))
 
     def own_parameters(self, task: str) -> list[nn.Parameter]:
         """Trained parameters of one task alone."""

@@ -90,6 +90,14 @@ def test_a_frozen_batchnorm_normalises_by_its_own_statistics():
     assert norm.training
 
 
+def test_a_stage_that_was_frozen_before_is_named_all_the_same():
+    m = model()
+    m.sharing.encoder.stages[0].requires_grad_(False)
+    _, watch = fit(m, freeze=("encoder.stages.0",))
+    assert not {name for moved in watch.moved() for name in moved if "stages.0" in name}
+    assert not any(p.requires_grad for p in m.sharing.encoder.stages[0].parameters())
+
+
 def test_what_is_named_in_vain_is_refused():
     with pytest.raises(
         RecipeError, match=r"training.freeze: Unknown part 'encoder.stage.0'.*Did you mean 'encoder.stages.0"

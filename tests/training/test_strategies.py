@@ -194,7 +194,7 @@ def changed(before, after):
 
 METHODS = [
     "equal", "dwa", "famo", "uncertainty", "mgda", {"name": "nash_mtl", "at": "features"},
-    {"name": "upgrad", "at": "last"}, "graddrop", "gradnorm", {"name": "pcgrad", "every": 1},
+    {"name": "upgrad", "at": "last"}, "graddrop", "gradnorm", "auto_lambda", "modo", {"name": "pcgrad", "every": 1},
 ]  # fmt: skip
 
 
@@ -318,8 +318,11 @@ def test_an_absent_task_rests_in_both_parts(tmp_path):
 def test_the_conflict_monitor_changes_nothing_and_sees_only_shared_gradients(tmp_path):
     plain, looked = (fit("alternating", balancer="equal", monitor_every=every)[0] for every in (0, 1))
     assert_same(plain.state_dict(), looked.state_dict())
-    _, run = snapshots("alternating", folder=tmp_path, balancer="mgda", settings={"monitor_every": 1})
+    by_layer = {"monitor_every": 1, "monitor_layers": True}
+    assert_same(plain.state_dict(), fit("alternating", balancer="equal", **by_layer)[0].state_dict())
+    _, run = snapshots("alternating", folder=tmp_path, balancer="mgda", settings=by_layer)
     steps = history(run)
+    assert all(any(value for name, value in row.items() if "encoder.0" in name) for row in steps)
     assert [bool(row["conflict_rate"]) for row in steps] == [True, False] * 3
     assert [bool(row["weight.up"]) for row in steps] == [True, False] * 3
 

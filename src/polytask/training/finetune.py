@@ -55,11 +55,12 @@ def freezing(model: MultiTaskModel, patterns: Sequence[str]) -> Iterator[frozens
     Raises:
         RecipeError: for a pattern that names nothing.
     """
-    parameters = [p for p in matching(model, patterns).values() if p.requires_grad]
+    named = matching(model, patterns).values()
+    parameters = [p for p in named if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
-        yield frozenset(map(id, parameters))
+        yield frozenset(map(id, named))
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)

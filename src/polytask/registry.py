@@ -32,6 +32,11 @@ TASKS = {
     "regression": Entry("polytask.tasks.regression:regression", "A real number, standardised inside."),
     "counts": Entry("polytask.tasks.counts:counts", "A count, with a Poisson log-rate."),
     "ordinal": Entry("polytask.tasks.ordinal:ordinal", "Ordered classes, cumulative logits."),
+    "segmentation": Entry("polytask.tasks.segmentation:segmentation", "A class for every pixel, one logit each."),
+    "dense_regression": Entry(
+        "polytask.tasks.dense_regression:dense_regression",
+        "A real number for every pixel, such as depth, standardised inside.",
+    ),
 }
 
 ENCODERS = {

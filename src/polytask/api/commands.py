@@ -70,7 +70,7 @@ def predict_file(
     """Write the predictions for a table; the number of rows.
 
     Raises:
-        RecipeError: for an ``out`` of another format than CSV, Parquet or Arrow.
+        RecipeError: for an ``out`` of another format than CSV, Parquet or Arrow, or a CSV that would hold arrays.
         DataError: if the table does not fit the model, or a column to keep is missing.
     """
     import polars as pl
@@ -85,6 +85,9 @@ def predict_file(
     if clash:
         raise DataError(f"--keep {clash[0]}: a prediction has the same name. Rename the column of the table.")
     whole = pl.DataFrame(kept).hstack(predictions.get_columns()) if kept else predictions
+    nested = [series.name for series in whole.get_columns() if series.dtype.is_nested()]
+    if nested and out.suffix.lower() == ".csv":
+        raise RecipeError(f"--out {out}: column '{nested[0]}' holds arrays, which CSV cannot. Use .parquet or .arrow.")
     with replacing(out) as unfinished:
         getattr(whole, WRITERS[out.suffix.lower()])(unfinished)
     return len(whole)

@@ -14,6 +14,8 @@ from polytask.evaluation import (
     precision_recall_curve,
     roc_curve,
 )
+from polytask.tasks.metrics_classes import precision_of, recall_of
+from polytask.tasks.metrics_maps import iou_of, pixel_matrix
 from polytask.tasks.task import Task
 
 SAMPLE = 400
@@ -36,6 +38,7 @@ def figures(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
         "ordinal": (_confusion,),
         "multilabel": (_labels,),
         "regression": (_values,),
+        "segmentation": (_parts,),
         "counts": (_values,),
     }
     found: dict[str, Any] = {}
@@ -72,6 +75,18 @@ def _labels(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
         rates = found.per_class()[1]
         chosen = {"precision": rates["ppv"], "recall": rates["tpr"], "f1": rates["f1"]}
         rows.append({"label": name, "support": rates["support"], **chosen, "auroc": area})
+    return {"labels": rows}
+
+
+def _parts(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
+    """Rates of every class over pixels."""
+    names = task.target.classes or ()
+    matrix = pixel_matrix(outputs.score, outputs.target, outputs.weight, len(names))
+    rates = {"iou": iou_of(matrix), "precision": precision_of(matrix), "recall": recall_of(matrix)}
+    rows = [
+        {"label": name, "support": float(matrix[at].sum()), **{key: float(of[at]) for key, of in rates.items()}}
+        for at, name in enumerate(names)
+    ]
     return {"labels": rows}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 
 from polytask.data.batch import Batch, map_tensors
+from polytask.data.maps import as_map, as_mask
 from polytask.data.targets import encode_target
 from polytask.errors import DataError, listed, suggestion
 from polytask.tasks.task import Task
+
+DENSE: Mapping[str, Callable[[Any, str], Tensor]] = {"mask": as_mask, "map": as_map}
+"""Forms of targets with more than a label or a vector a row."""
 
 
 def as_batch(item: Any, tasks: Sequence[Task]) -> Batch:
@@ -96,11 +100,13 @@ def as_target(value: Any, task: Task) -> Tensor:
         task: The task.
 
     Returns:
-        Float32, or int64 for classes.
+        Float32, or int64 for classes; a small integer type for masks.
 
     Raises:
         DataError: for a value that the task does not know, or of another shape.
     """
+    if task.target.form in DENSE:
+        return DENSE[task.target.form](value, f"task '{task.name}'")
     rows = _array(value) if isinstance(value, Tensor) else value
     rows = [_plain(row) for row in rows] if isinstance(rows, list | tuple) else _listed_objects(np.asarray(rows))
     if isinstance(rows, list) and any(isinstance(row, list | np.ndarray) for row in rows):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from polytask import registry
+from polytask.data.maps import as_map, as_mask, column_rows
 from polytask.data.table import as_text, column_of, parse_numbers
 from polytask.errors import DataError, listed, suggestion
 from polytask.tasks.task import Task, labelled
@@ -321,11 +323,18 @@ def _distribution(frame: pl.DataFrame, task: Task, separator: str) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-_FORMS = {
+def _pixels(frame: pl.DataFrame, task: Task) -> tuple[Any, str]:
+    series = _only_column(frame, task)
+    return column_rows(series, _where(task, series)), _where(task, series)
+
+
+_FORMS: Mapping[str, Callable[[pl.DataFrame, Task, str], Tensor]] = {
     "class": _class,
     "binary": _binary_of,
     "labels": _labels,
     "number": _number,
     "count": _count,
     "distribution": _distribution,
+    "mask": lambda frame, task, separator: as_mask(*_pixels(frame, task)),
+    "map": lambda frame, task, separator: as_map(*_pixels(frame, task)),
 }

@@ -8,10 +8,12 @@ Example:
 
 from polytask.tasks.binary import binary
 from polytask.tasks.counts import counts
+from polytask.tasks.dense_regression import dense_regression
 from polytask.tasks.multiclass import multiclass
 from polytask.tasks.multilabel import multilabel
 from polytask.tasks.ordinal import ordinal
 from polytask.tasks.regression import regression
+from polytask.tasks.segmentation import segmentation
 from polytask.tasks.task import HeadSpec, Metric, TargetSpec, Task
 
 __all__ = [
@@ -21,8 +23,10 @@ __all__ = [
     "Task",
     "binary",
     "counts",
+    "dense_regression",
     "multiclass",
     "multilabel",
     "ordinal",
     "regression",
+    "segmentation",
 ]

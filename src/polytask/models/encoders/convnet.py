@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from polytask import registry
 from polytask.errors import RecipeError, unknown
 from polytask.models.encoders.staged import Staged
-from polytask.sharing.layers import GlobalPool, activation, check_dropout
+from polytask.sharing.layers import GlobalPool, activation, channel_norm, check_dropout
 
 
 def map_norm(name: str | None, channels: int) -> nn.Module:
@@ -27,8 +27,7 @@ def map_norm(name: str | None, channels: int) -> nn.Module:
     if name == "batch":
         return nn.BatchNorm2d(channels)
     if name == "group":
-        groups = max(count for count in range(1, 33) if channels % count == 0)
-        return nn.GroupNorm(groups, channels)
+        return channel_norm(channels)
     raise RecipeError(unknown("norm", name, ("batch", "group")))
 
 

@@ -52,10 +52,10 @@ def test_bytes_are_scaled():
     torch.testing.assert_close(net(image), plain((image / 255 - mean) / deviation))
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["hard", "separate", "cross_stitch", "sluice", "mtan", "film", "adapters", "mmoe", "ple", "ltb", "attention"],
-)
+SHARINGS = ("hard", "separate", "cross_stitch", "sluice", "mtan", "film", "adapters", "mmoe", "ple", "ltb", "attention")
+
+
+@pytest.mark.parametrize("name", SHARINGS)
 def test_sharings_work_on_a_pyramid(name):
     torch.manual_seed(0)
     sharing = registry.build("sharings", name, {}, encoder=FPN(SMALL, channels=8, blocks=2))
@@ -114,15 +114,15 @@ def test_published_weights_load_without_their_last_layer(tmp_path, suffix):
 
 def test_weights_that_do_not_fit(tmp_path):
     path = tmp_path / "w.pth"
+    torch.save({}, path)
     with pytest.raises(RecipeError, match=r"There are no weights at .*v\.pth'\. Did you mean 'w.pth'"):
-        torch.save({}, path)
         resnet18(weights=str(tmp_path / "v.pth"))
     good = published(resnet18())
     torch.save({name: value for name, value in good.items() if name != "layer1.0.conv1.weight"}, path)
-    with pytest.raises(RecipeError, match="are not those of this network: it lacks layer1.0.conv1.weight"):
+    with pytest.raises(RecipeError, match=r"are not those of this network: it lacks layer1.0.conv1.weight"):
         resnet18(weights=str(path))
     torch.save({**good, "extra.weight": torch.zeros(1)}, path)
-    with pytest.raises(RecipeError, match="it has extra.weight, which the network has not"):
+    with pytest.raises(RecipeError, match=r"it has extra.weight, which the network has not"):
         resnet18(weights=str(path))
     torch.save(good, path)
     with pytest.raises(RecipeError, match=r"conv1.weight is \[64, 3, 7, 7\] there and \[64, 1, 7, 7\]"):

@@ -33,6 +33,7 @@ TASKS = {
     "counts": Entry("polytask.tasks.counts:counts", "A count, with a Poisson log-rate."),
     "ordinal": Entry("polytask.tasks.ordinal:ordinal", "Ordered classes, cumulative logits."),
     "segmentation": Entry("polytask.tasks.segmentation:segmentation", "A class for every pixel, one logit each."),
+    "detection": Entry("polytask.tasks.detection:detection", "Boxes with a class, any number of them in an image."),
     "dense_regression": Entry(
         "polytask.tasks.dense_regression:dense_regression",
         "A real number for every pixel, such as depth, standardised inside.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +11,11 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from polytask.data import dense
 from polytask.data.batch import Batch, map_tensors
-from polytask.data.maps import as_map, as_mask
 from polytask.data.targets import encode_target
 from polytask.errors import DataError, listed, suggestion
 from polytask.tasks.task import Task
-
-DENSE: Mapping[str, Callable[[Any, str], Tensor]] = {"mask": as_mask, "map": as_map}
-"""Forms of targets with more than a label or a vector a row."""
 
 
 def as_batch(item: Any, tasks: Sequence[Task]) -> Batch:
@@ -105,8 +102,8 @@ def as_target(value: Any, task: Task) -> Tensor:
     Raises:
         DataError: for a value that the task does not know, or of another shape.
     """
-    if task.target.form in DENSE:
-        return DENSE[task.target.form](value, f"task '{task.name}'")
+    if task.target.form in dense.ROWS:
+        return dense.ROWS[task.target.form](value, task)
     rows = _array(value) if isinstance(value, Tensor) else value
     rows = [_plain(row) for row in rows] if isinstance(rows, list | tuple) else _listed_objects(np.asarray(rows))
     if isinstance(rows, list) and any(isinstance(row, list | np.ndarray) for row in rows):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor
 
 from polytask import registry
-from polytask.data.maps import as_map, as_mask, column_rows
+from polytask.data import dense
+from polytask.data.boxes import box_labels, box_rows
 from polytask.data.table import as_text, column_of, parse_numbers
 from polytask.errors import DataError, listed, suggestion
 from polytask.tasks.task import Task, labelled
@@ -39,7 +39,7 @@ def fit_target(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR) -
         DataError: if the classes cannot be told from the data, or the declared positive value never occurs.
     """
     found: dict[str, object] = {}
-    if task.target.form in ("class", "labels", "distribution") and task.target.classes is None:
+    if task.target.form in ("class", "labels", "distribution", "boxes") and task.target.classes is None:
         found["classes"] = list(infer_classes(frame, task, separator=separator))
     elif task.target.form == "binary":
         positive = infer_positive(frame, task)
@@ -63,6 +63,8 @@ def infer_classes(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR
     if len(columns) > 1:
         return columns
     series = column_of(frame, columns[0], f"target column of task '{task.name}'")
+    if task.target.form == "boxes":
+        return box_labels(box_rows(series, _where(task, series)), f"column '{series.name}'")
     values = _label_lists(series, separator).explode() if task.target.form == "labels" else as_text(series)
     found = values.drop_nulls().unique().sort()
     numbers = found.cast(pl.Float64, strict=False)
@@ -113,6 +115,9 @@ def encode_target(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR
             an infinite one, a count that is negative or broken, soft labels that do not add up to 1. The
             message names record (from 1, without the header), column and value.
     """
+    if task.target.form in dense.COLUMNS:
+        series = _only_column(frame, task)
+        return dense.COLUMNS[task.target.form](series, task, _where(task, series))
     if task.target.form not in _FORMS:
         raise DataError(f"Task '{task.name}' has targets of the form '{task.target.form}', which no table can hold.")
     return _FORMS[task.target.form](frame, task, separator)
@@ -323,18 +328,11 @@ def _distribution(frame: pl.DataFrame, task: Task, separator: str) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def _pixels(frame: pl.DataFrame, task: Task) -> tuple[Any, str]:
-    series = _only_column(frame, task)
-    return column_rows(series, _where(task, series)), _where(task, series)
-
-
-_FORMS: Mapping[str, Callable[[pl.DataFrame, Task, str], Tensor]] = {
+_FORMS = {
     "class": _class,
     "binary": _binary_of,
     "labels": _labels,
     "number": _number,
     "count": _count,
     "distribution": _distribution,
-    "mask": lambda frame, task, separator: as_mask(*_pixels(frame, task)),
-    "map": lambda frame, task, separator: as_map(*_pixels(frame, task)),
 }

@@ -9,6 +9,7 @@ Example:
 from polytask.tasks.binary import binary
 from polytask.tasks.counts import counts
 from polytask.tasks.dense_regression import dense_regression
+from polytask.tasks.detection import detection
 from polytask.tasks.multiclass import multiclass
 from polytask.tasks.multilabel import multilabel
 from polytask.tasks.ordinal import ordinal
@@ -24,6 +25,7 @@ __all__ = [
     "binary",
     "counts",
     "dense_regression",
+    "detection",
     "multiclass",
     "multilabel",
     "ordinal",

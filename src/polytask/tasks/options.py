@@ -246,7 +246,7 @@ def class_count(
     Raises:
         DataError: if there are too few classes, or columns do not match the declared ones.
     """
-    seen = targets.shape[1] if targets.dim() == 2 else int(targets.max()) + 1
+    seen = targets.shape[1] if targets.dim() == 2 else int(targets.max()) + 1 if len(targets) else 0
     if classes is None:
         if seen < least:
             raise DataError(f"Task '{name}' shows {seen} class in the training data and needs {least} or more.")

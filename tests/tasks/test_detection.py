@@ -1,5 +1,6 @@
 """Detection: loss, kept boxes and metrics, and scenes from rows to a bundle."""
 
+import base64
 import contextlib
 import inspect
 import io
@@ -10,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -19,6 +21,7 @@ from polytask.data.source import TensorSource
 from polytask.errors import DataError, MissingExtraError, RecipeError
 from polytask.evaluation.predict import TaskOutputs, score_outputs
 from polytask.models.encoders import FPN
+from polytask.reporting import RunRecord
 from polytask.tasks.losses_boxes import SPREAD, DetectionLoss, boxes_at, gaussians, heat_loss
 from polytask.tasks.outputs_boxes import KeepBoxes
 from polytask.training.fit import train
@@ -327,4 +330,17 @@ def test_scenes_are_learned_by_heart_and_survive_a_bundle(tmp_path):
     said = [json.loads(text) for text in predictor.predict(data["image"])["boxes"]]
     true = (data["boxes"][:, :, 0] >= 0).sum(1)
     assert np.mean([len(image) == count for image, count in zip(said, true, strict=True)]) > 0.6
-    assert (tmp_path / "run" / "report.html").exists()
+    record = RunRecord.load(tmp_path / "run" / "report.json")
+    pictures = {task.name: task.figures.get("pictures", []) for task in record.tasks}
+    assert [len(pictures[name]) for name in ("boxes", "parts", "shown")] == [6, 6, 0]
+    first = pictures["boxes"][0]
+    true = [[box["label"] == "lying", *box["box"]] for box in first["boxes"]["true"]]
+    assert true == data["boxes"][0][: len(true)].tolist()
+    shown = np.array(Image.open(io.BytesIO(base64.b64decode(first["image"]))))[..., :3]
+    assert (shown == data["image"][0].transpose(1, 2, 0)).all()
+    # Row 3 has no boxes, so the fourth picture is of row 4.
+    shown = np.array(Image.open(io.BytesIO(base64.b64decode(pictures["boxes"][3]["image"]))))[..., :3]
+    assert (shown == data["image"][4].transpose(1, 2, 0)).all()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("<image ") == 6 + 6 * 5
+    assert "upright 0." in page or "upright 1." in page

@@ -14,6 +14,7 @@ from polytask.evaluation import (
     precision_recall_curve,
     roc_curve,
 )
+from polytask.tasks.metrics_boxes import average_precisions
 from polytask.tasks.metrics_classes import precision_of, recall_of
 from polytask.tasks.metrics_maps import iou_of, pixel_matrix
 from polytask.tasks.task import Task
@@ -39,6 +40,7 @@ def figures(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
         "multilabel": (_labels,),
         "regression": (_values,),
         "segmentation": (_parts,),
+        "detection": (_things,),
         "counts": (_values,),
     }
     found: dict[str, Any] = {}
@@ -88,6 +90,21 @@ def _parts(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
         for at, name in enumerate(names)
     ]
     return {"labels": rows}
+
+
+def _things(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
+    """Average precisions of every class."""
+    names = task.target.classes or ()
+    arrays = (outputs.score, outputs.target, outputs.weight)
+    rates = {"ap": average_precisions("map", len(names)), "ap_50": average_precisions("map_50", len(names))}
+    found = {name: of(*arrays) for name, of in rates.items()}
+    boxes = [int((outputs.target[..., 0] == at).sum()) for at in range(len(names))]
+    return {
+        "labels": [
+            {"label": name, "support": boxes[at], **{key: float(values[at]) for key, values in found.items()}}
+            for at, name in enumerate(names)
+        ]
+    }
 
 
 def _values(task: Task, outputs: TaskOutputs) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def evaluate_run(run: Path, table: Path | None = None) -> Scores:
         parts = json.loads(path.read_text(encoding="utf-8"))
         return Scores.from_dict(parts.get("test") or parts.get("validation") or {})
     predictor = load(bundle_of(run))
-    source = as_source(_read(run, table), list(predictor.model.tasks.values()), preprocessor=predictor.preprocessor)
+    frame = predictor.located(_read(run, table), table.parent)
+    source = as_source(frame, list(predictor.model.tasks.values()), preprocessor=predictor.preprocessor)
     return evaluate_sources(predictor.model, source if isinstance(source, list) else [source])
 
 
@@ -78,7 +79,7 @@ def predict_file(
     if out.suffix.lower() not in WRITERS:
         raise RecipeError(f"--out {out}: unknown format '{out.suffix}'. Use {', '.join(WRITERS)}.")
     predictor = load(bundle_of(run))
-    frame = _read(run, table)
+    frame = predictor.located(_read(run, table), table.parent)
     kept = [column_of(frame, name, "column to keep") for name in keep]
     predictions = predictor.predict(frame, tasks)
     clash = [series.name for series in kept if series.name in predictions.columns]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from polytask import registry
@@ -99,13 +101,17 @@ def infer_positive(frame: pl.DataFrame, task: Task) -> str | None:
     return None
 
 
-def encode_target(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR) -> Tensor:
+def encode_target(
+    frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR, sizes: NDArray[Any] | None = None
+) -> Tensor:
     """The target of a task, as its TargetSpec says.
 
     Args:
         frame: Rows with the target's columns.
         task: A task whose classes are known (see ``fit_target``).
         separator: Between the labels of a row, for ``"labels"`` in a single column.
+        sizes: Height and width of each row's image ``[rows, 2]``, in whose pixels boxes are; None if those are in
+            pixels of the task's size.
 
     Returns:
         A tensor of ``frame.height`` rows; missing values are -1 for classes and NaN for all else.
@@ -117,7 +123,7 @@ def encode_target(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR
     """
     if task.target.form in dense.COLUMNS:
         series = _only_column(frame, task)
-        return dense.COLUMNS[task.target.form](series, task, _where(task, series))
+        return dense.COLUMNS[task.target.form](series, task, _where(task, series), sizes)
     if task.target.form not in _FORMS:
         raise DataError(f"Task '{task.name}' has targets of the form '{task.target.form}', which no table can hold.")
     return _FORMS[task.target.form](frame, task, separator)

@@ -32,6 +32,12 @@ TASKS = {
     "regression": Entry("polytask.tasks.regression:regression", "A real number, standardised inside."),
     "counts": Entry("polytask.tasks.counts:counts", "A count, with a Poisson log-rate."),
     "ordinal": Entry("polytask.tasks.ordinal:ordinal", "Ordered classes, cumulative logits."),
+    "segmentation": Entry("polytask.tasks.segmentation:segmentation", "A class for every pixel, one logit each."),
+    "detection": Entry("polytask.tasks.detection:detection", "Boxes with a class, any number of them in an image."),
+    "dense_regression": Entry(
+        "polytask.tasks.dense_regression:dense_regression",
+        "A real number for every pixel, such as depth, standardised inside.",
+    ),
 }
 
 ENCODERS = {
@@ -40,6 +46,9 @@ ENCODERS = {
     "convnet": Entry("polytask.models.encoders.convnet:ConvNet", "A small convolutional network for images."),
     "resnet18": Entry("polytask.models.encoders.resnet:resnet18", "ResNet-18 for arrays of images."),
     "resnet34": Entry("polytask.models.encoders.resnet:resnet34", "ResNet-34 for arrays of images."),
+    "fpn": Entry(
+        "polytask.models.encoders.fpn:FPN", "A feature pyramid over a backbone's stages, merged into one map."
+    ),
 }
 
 SHARINGS = {

@@ -21,6 +21,7 @@ from polytask.errors import DataError, RecipeError, suggestion, unknown
 from polytask.evaluation import CompositeIndex, Criterion, Decision
 from polytask.models import MultiTaskModel
 from polytask.recipes.frames import Loaded, Sheet, load_frames
+from polytask.recipes.pictures import read_pictures
 from polytask.recipes.schema import Recipe, named
 from polytask.sharing import Sharing
 from polytask.tasks.task import Task
@@ -79,6 +80,7 @@ def build(recipe: Recipe) -> Built:
     weights = _weight_columns(recipe, loaded)
     inputs, notes = choose_inputs(recipe, loaded, tasks, set(weights.values()))
     _parse_numbers(loaded, inputs)
+    notes = [*notes, *read_pictures(loaded, inputs, tasks)]
     trained = [group.training.rows("train") for group in loaded.groups]
     whole = trained[0] if len(trained) == 1 else pl.concat([frame.select(list(inputs)) for frame in trained])
     preprocessor = TablePreprocessor.fit(whole, inputs)
@@ -224,7 +226,7 @@ def _sources(
 ) -> Iterator[tuple[str, TensorSource, int]]:
     """The parts of a sheet, each with its source and the number of rows without any label."""
     try:
-        targets = {name: encode_target(sheet.frame, tasks[name]) for name in names}
+        targets = {name: encode_target(sheet.frame, tasks[name], sizes=sheet.sizes) for name in names}
         of_rows = {name: encode_weight(sheet.frame, weights[name]) for name in names if name in weights}
         whole = TensorSource(preprocessor.inputs(sheet.frame), targets, of_rows)
     except DataError as error:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from polytask.data.batch import first_tensor, joined_rows, map_tensors
+from polytask.data.images import with_folder
 from polytask.data.preprocess import TablePreprocessor
 from polytask.data.schema import TableSchema
+from polytask.data.targets import target_columns
 from polytask.errors import DataError, unknown
 from polytask.evaluation import CompositeIndex, Decision
 from polytask.models import MultiTaskModel
@@ -65,12 +67,18 @@ class Predictor:
                 raise DataError(f"This model takes tensors or arrays, as in training; got {type(data).__name__}.")
             return tensors
         if isinstance(data, str | Path):
-            data = read_table(data)
+            data = self.located(read_table(data), Path(data).parent)
         elif isinstance(data, Mapping):
             import polars as pl
 
             data = pl.DataFrame(dict(data))
         return self.preprocessor.inputs(as_frame(data))
+
+    def located(self, frame: pl.DataFrame, folder: Path) -> pl.DataFrame:
+        """A table whose relative paths of images, inputs and masks, are taken from a folder."""
+        inputs = () if self.preprocessor is None else self.preprocessor.schema.images
+        masks = [name for t in self.model.tasks.values() if t.target.form == "mask" for name in target_columns(t)]
+        return with_folder(frame, [*(image.name for image in inputs), *masks], folder)
 
     def raw(self, data: Any, tasks: Sequence[str] | None = None, batch_size: int = 8192) -> dict[str, Tensor]:
         """Raw outputs by task, ``[rows, ...]``, on the CPU."""

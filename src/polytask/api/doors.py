@@ -42,7 +42,7 @@ def fit(
     batch_sizes: Mapping[str, int] | None = None,
     accumulate: int = 1,
     strategy: str | Mapping[str, Any] = "joint",
-    freeze: Sequence[str] = (),
+    freeze: str | Sequence[str] = (),
     unfreeze_every: int | None = None,
     lr: float = 0.001,
     rates: RateSettings | None = None,
@@ -84,7 +84,7 @@ def fit(
         batch_sizes: Batch sizes of single tasks where tasks have rows of their own.
         accumulate: Micro-batches a step is cut into; the result is the same.
         strategy: ``joint``, ``alternating``, ``hierarchical``, or ``{"name": ..., options}``.
-        freeze: Paths of parts that are not trained, such as ``encoder.stages.0``.
+        freeze: Path of a part that is not trained, or several, such as ``encoder.stages.0``.
         unfreeze_every: Epochs after which one more stage of an encoder that starts frozen is trained.
         lr: Learning rate.
         rates: Factors of ``lr`` for the encoder, its stages and the heads.
@@ -135,7 +135,7 @@ def fit(
         batch_sizes=dict(batch_sizes or {}),
         accumulate=accumulate,
         strategy=strategy,
-        freeze=(freeze,) if isinstance(freeze, str) else tuple(freeze),
+        freeze=freeze if isinstance(freeze, str) else tuple(freeze),
         unfreeze_every=unfreeze_every,
         lr=lr,
         rates=rates or RateSettings(),

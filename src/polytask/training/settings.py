@@ -99,8 +99,8 @@ class TrainingSettings:
         accumulate: Into how many micro-batches a step is cut to save memory; the result is the same.
         strategy: Which parameters and tasks a step touches: ``joint``, ``alternating`` or ``hierarchical``, or name
             and options.
-        freeze: Paths of parts that are not trained, such as ``encoder.stages.0``; ``*`` stands for anything. Their
-            BatchNorm statistics stay and are what they normalise by.
+        freeze: Path of a part that is not trained, or several, such as ``encoder.stages.0``; ``*`` stands for
+            anything. Their BatchNorm statistics stay and are what they normalise by.
         unfreeze_every: Start with the encoder frozen, and after every so many epochs train one more of its stages,
             from the last to the first; null trains all from the start.
         lr: Learning rate.
@@ -139,7 +139,7 @@ class TrainingSettings:
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
     accumulate: int = 1
     strategy: str | Mapping[str, Any] = "joint"
-    freeze: tuple[str, ...] = ()
+    freeze: str | tuple[str, ...] = ()
     unfreeze_every: int | None = None
     lr: float = 0.001
     rates: RateSettings = field(default_factory=RateSettings)

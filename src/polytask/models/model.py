@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from polytask.data.batch import map_tensors
 from polytask.data.schema import TableSchema
 from polytask.errors import RecipeError, listed, unknown
-from polytask.models.heads import Head, same_layers
+from polytask.models.heads import TaskHead, TaskNetwork, make_head, run_head, same_layers
 from polytask.sharing.base import NeedsExample, Sharing, Tap, identity
 from polytask.sharing.layers import per_task, task_key
 from polytask.tasks.task import Task
@@ -119,7 +119,7 @@ class MultiTaskModel(nn.Module):
         if first is not None:
             example = map_tensors(example, lambda tensor: tensor.to(first.device))
         shapes = self.sharing.setup(tuple(self._tasks), example)
-        self.heads = per_task({name: Head(task.head, shapes[name]) for name, task in self._tasks.items()})
+        self.heads = per_task({name: make_head(task.head, shapes[name]) for name, task in self._tasks.items()})
         if first is not None:
             # The model may have been moved before it was built, and what is new follows it.
             self.to(first.device, dtypes.pop() if len(dtypes) == 1 else None)
@@ -142,12 +142,12 @@ class MultiTaskModel(nn.Module):
         self._tasks = {name: new[name] for name in self._tasks}
         self.sharing.check_tasks(self._tasks)
         for name, task in self._tasks.items() if self._built else ():
-            head = self.heads[task_key(name)]
-            assert isinstance(head, Head)
+            head = self._head(name)
             if same_layers(head.spec, task.head):
                 head.standardise(task.head)
             else:
-                made = Head(task.head, self._shapes[name]).to(head.output.weight.device, head.output.weight.dtype)
+                old = next(head.parameters())
+                made = make_head(task.head, self._shapes[name]).to(old.device, old.dtype)
                 self.heads[task_key(name)] = made.train(head.training)
 
     def forward(self, inputs: Any, tasks: Sequence[str] | None = None, *, tap: Tap = identity) -> dict[str, Tensor]:
@@ -159,7 +159,7 @@ class MultiTaskModel(nn.Module):
             tap: Called once on the tensors where shared computation ends.
 
         Returns:
-            For each task ``[rows]`` or ``[rows, outputs]``.
+            For each task its raw outputs, rows first.
 
         Raises:
             RecipeError: for an unknown task.
@@ -171,6 +171,9 @@ class MultiTaskModel(nn.Module):
             self._require_task(name)
         return _outputs(self.sharing, self.heads, inputs, names, tap)
 
+    def _head(self, name: str) -> TaskHead:
+        return self.heads[task_key(name)]  # type: ignore[return-value]
+
     def shared_parameters(self) -> list[nn.Parameter]:
         """Trained parameters that belong to no single task."""
         owned = {id(parameter) for name in self._tasks for parameter in self.task_parameters(name)}
@@ -178,10 +181,14 @@ class MultiTaskModel(nn.Module):
 
     def task_parameters(self, task: str) -> list[nn.Parameter]:
         """Trained parameters of one task alone, its head included."""
+        return [p for p in self.owned_parameters(task) if p.requires_grad]
+
+    def owned_parameters(self, task: str) -> list[nn.Parameter]:
+        """Parameters of one task alone, its head included, trained or not."""
         self._require_built("task_parameters")
         self._require_task(task)
-        head = () if self._is_read(task) else self.heads[task_key(task)].parameters()
-        return [p for p in (*self.sharing.task_parameters(task), *head) if p.requires_grad]
+        head = () if self._is_read(task) else self._head(task).parameters()
+        return [*self.sharing.task_parameters(task), *head]
 
     def _is_read(self, task: str) -> bool:
         """Whether another task's output is made of this one's head, too."""
@@ -199,7 +206,7 @@ class MultiTaskModel(nn.Module):
         self._require_task(task)
         if self.sharing.reads(task):
             return _OneOutput(self.sharing, self.heads, task).train(self.training)
-        return nn.Sequential(self.sharing.extract(task), self.heads[task_key(task)]).train(self.training)
+        return TaskNetwork(self.sharing.extract(task), self._head(task)).train(self.training)
 
     def summary(self) -> list[Part]:
         """How many parameters each part trains, and whether it is shared; for the report."""
@@ -264,7 +271,8 @@ def _outputs(
     """Raw outputs of ``names``, by all heads that these are made of."""
     needed = tuple(dict.fromkeys((*names, *(other for name in names for other in sharing.reads(name)))))
     features = sharing(inputs, needed, tap)
-    return sharing.outputs({name: heads[task_key(name)](features[name]) for name in needed}, names)
+    raw = {name: run_head(heads[task_key(name)], features[name], inputs) for name in needed}
+    return sharing.outputs(raw, names)
 
 
 def _by_name(tasks: Sequence[Task]) -> dict[str, Task]:

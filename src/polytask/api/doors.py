@@ -19,7 +19,13 @@ from polytask.training.callbacks import Callback
 from polytask.training.fit import Run
 from polytask.training.fit import train as train_sources
 from polytask.training.runtime import Runtime
-from polytask.training.settings import OptimizerSettings, PenaltySettings, ScheduleSettings, TrainingSettings
+from polytask.training.settings import (
+    AugmentSettings,
+    OptimizerSettings,
+    PenaltySettings,
+    ScheduleSettings,
+    TrainingSettings,
+)
 
 
 def fit(
@@ -41,6 +47,7 @@ def fit(
     clip: float | None = None,
     penalties: PenaltySettings | None = None,
     input_noise: float = 0.0,
+    augment: AugmentSettings | None = None,
     sampler: str | Mapping[str, Any] = "proportional",
     select: str = "mean_improvement",
     patience: int | None = None,
@@ -77,6 +84,7 @@ def fit(
         clip: Largest norm of the gradient.
         penalties: L1, L2, elastic net; weights of the sharing's penalties.
         input_noise: Deviation of the noise on floating inputs.
+        augment: Random changes of images that boxes and masks follow.
         sampler: How separate sources take turns.
         select: Criterion for the best weights, or ``last``.
         patience: Validations without improvement until the run stops.
@@ -122,6 +130,7 @@ def fit(
         clip=clip,
         penalties=penalties or PenaltySettings(),
         input_noise=input_noise,
+        augment=augment or AugmentSettings(),
         sampler=sampler,
         select=select,
         patience=patience,

@@ -20,6 +20,7 @@ from polytask.data.source import Source
 from polytask.errors import TrainingError
 from polytask.evaluation import Scores, evaluate
 from polytask.models import MultiTaskModel
+from polytask.training.augment import Augment
 from polytask.training.callbacks import Callback
 from polytask.training.conflicts import ConflictLog
 from polytask.training.recorder import Recorder
@@ -73,6 +74,9 @@ class Loop:
         self.builder = StepBuilder(
             model, runtime, settings.accumulate, settings.penalties, settings.input_noise, settings.seed
         )
+        if settings.augment.changes:
+            # It draws from the builder's generator, whose state a checkpoint has.
+            self.builder.augment = Augment(settings.augment, model.tasks, self.builder.generator)
         self.conflicts = ConflictLog(engine, settings.monitor_every, settings.log_every)
         self.recorder = Recorder(settings.log_every, self.conflicts.note_weights)
         self.step = 0

@@ -16,6 +16,7 @@ from polytask.data.mixing import Part
 from polytask.errors import DataError, unknown
 from polytask.models import MultiTaskModel
 from polytask.tasks.task import labelled
+from polytask.training.augment import Augment
 from polytask.training.optim import parameter_penalty
 from polytask.training.runtime import Runtime
 from polytask.training.settings import PenaltySettings
@@ -48,6 +49,9 @@ class StepBuilder:
         penalties: Weights of parameter and sharing penalties.
         input_noise: Deviation of the noise on floating inputs.
         seed: Of that noise.
+
+    Attributes:
+        augment: Changes the images of a batch, or None.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class StepBuilder:
         self.penalties = penalties or PenaltySettings()
         self.input_noise = input_noise
         self.generator = torch.Generator().manual_seed(seed + 104729 * runtime.rank)
+        self.augment: Augment | None = None
         self._order = {name: position for position, name in enumerate(model.tasks)}
 
     def build(self, parts: Iterable[Part]) -> list[MicroBatch]:
@@ -87,6 +92,10 @@ class StepBuilder:
         for name in batch.targets:
             if name not in self._order:
                 raise DataError(f"The batch has targets for a task that the model lacks. {self._unknown(name)}")
+        if self.augment is not None:
+            # Before labels are counted, because boxes may leave an image.
+            moved = Batch(self._move(batch.inputs), batch.targets, batch.weights)
+            batch = self.augment(moved)
         # Several processes need the same number of micro-batches, even if a share is empty on one of them.
         count = self.accumulate if self.runtime.world > 1 else max(1, min(self.accumulate, len(batch)))
         bounds = [len(batch) * i // count for i in range(count + 1)]

@@ -253,6 +253,9 @@ SAMPLERS = {
 
 DATASETS = {
     "census_income": Entry("polytask.data.datasets.census_income:load", "Census-Income (KDD), 299,285 people."),
+    "shapes": Entry(
+        "polytask.data.datasets.shapes:load", "Scenes of garments and emoji with boxes and masks, 5,500 pictures."
+    ),
 }
 
 GROUPS: dict[str, dict[str, Entry]] = {

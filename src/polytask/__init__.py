@@ -22,9 +22,11 @@ _PLACES = {
     "Run": "polytask.training.fit:Run",
     "Scores": "polytask.evaluation:Scores",
     "Task": "polytask.tasks.task:Task",
+    "affinity": "polytask.analysis.affinity:affinity",
     "delta_m": "polytask.evaluation:delta_m",
     "evaluate": "polytask.api:evaluate",
     "fit": "polytask.api:fit",
+    "group": "polytask.analysis.group:group",
     "load": "polytask.serving:load",
     "load_recipe": "polytask.recipes.load:load_recipe",
     "mean_rank": "polytask.evaluation:mean_rank",
@@ -54,12 +56,14 @@ __all__ = [
     "Scores",
     "Task",
     "__version__",
+    "affinity",
     "balancing",
     "data",
     "delta_m",
     "evaluate",
     "evaluation",
     "fit",
+    "group",
     "load",
     "load_recipe",
     "mean_rank",
@@ -87,6 +91,8 @@ if TYPE_CHECKING:
         tasks,
         training,
     )
+    from polytask.analysis.affinity import affinity
+    from polytask.analysis.group import group
     from polytask.api import evaluate, fit, run
     from polytask.data.batch import Batch
     from polytask.evaluation import Scores, delta_m, mean_rank

@@ -148,7 +148,7 @@ def report(run: Path) -> None:
 @main.command("list")
 @click.argument("group", required=False)
 def list_(group: str | None) -> None:
-    """List what has a name: tasks, encoders, sharings, balancers, samplers, datasets.
+    """List what has a name: tasks, encoders, sharings, balancers, samplers, strategies, datasets.
 
     \b
     Examples:

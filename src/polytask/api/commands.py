@@ -15,7 +15,7 @@ from polytask.errors import DataError, RecipeError
 from polytask.evaluation import Scores
 from polytask.evaluation import evaluate as evaluate_sources
 from polytask.files import replacing
-from polytask.recipes.frames import dataset_facts
+from polytask.recipes.frames import dataset_facts, read_file
 from polytask.serving import load
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _read(run: Path, table: Path) -> pl.DataFrame:
         # What counts as missing in the data set does so in a table like it as well.
         own: tuple[str, ...] = dataset_facts(data.dataset).get("data", {}).get("na", NA)
         return read_table(table, na=own)
-    return read_table(table, header=data.header, separator=data.separator, na=tuple(data.na))
+    return read_file(data, table)
 
 
 def evaluate_run(run: Path, table: Path | None = None) -> Scores:
@@ -58,11 +58,17 @@ def evaluate_run(run: Path, table: Path | None = None) -> Scores:
         if not path.exists():
             raise RecipeError(f"'{run}' has no {METRICS} yet. Finish it with: polytask fit --resume {run}")
         parts = json.loads(path.read_text(encoding="utf-8"))
-        return Scores.from_dict(parts.get("test") or parts.get("validation") or {})
+        part = next((part for part in ("test", "validation") if parts.get(part)), "")
+        scores = Scores.from_dict(parts.get(part, {}))
+        scores.index = parts.get("index", {}).get(part)
+        return scores
     predictor = load(bundle_of(run))
     frame = predictor.located(_read(run, table), table.parent)
     source = as_source(frame, list(predictor.model.tasks.values()), preprocessor=predictor.preprocessor)
-    return evaluate_sources(predictor.model, source if isinstance(source, list) else [source])
+    scores = evaluate_sources(predictor.model, source if isinstance(source, list) else [source])
+    if predictor.index is not None:
+        scores.index = predictor.index(scores)
+    return scores
 
 
 def predict_file(

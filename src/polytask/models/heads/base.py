@@ -6,7 +6,9 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from polytask.tasks.task import HeadSpec
 
@@ -37,6 +39,11 @@ class TaskHead(nn.Module, ABC):
         self.spec = spec
 
 
+def run_head(head: nn.Module, features: Tensor, inputs: Any) -> Tensor:
+    """A head's raw outputs; the inputs reach only those that read them."""
+    return head(features, inputs) if getattr(head, "reads_inputs", False) else head(features)  # type: ignore[no-any-return]
+
+
 class TaskNetwork(nn.Module):
     """One task's network: inputs to raw outputs.
 
@@ -51,10 +58,18 @@ class TaskNetwork(nn.Module):
 
     def forward(self, inputs: Any) -> Tensor:
         """The task's raw outputs."""
-        features = self.features(inputs)
-        return self.head(features, inputs) if self.head.reads_inputs else self.head(features)  # type: ignore[no-any-return]
+        return run_head(self.head, self.features(inputs), inputs)
 
 
 def same_layers(first: HeadSpec, second: HeadSpec) -> bool:
     """Whether heads of two specs have the same layers, so that one can take the other's place."""
     return replace(first, shift=0.0, scale=1.0) == replace(second, shift=0.0, scale=1.0)
+
+
+def full_precision(layer: nn.Linear, hidden: Tensor) -> Tensor:
+    """An affine map in float32 at least, under autocast as well."""
+    if torch.is_autocast_enabled(hidden.device.type):
+        with torch.autocast(hidden.device.type, enabled=False):
+            return full_precision(layer, hidden)
+    raw = functional.linear(hidden.to(layer.weight.dtype), layer.weight, layer.bias)
+    return raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw

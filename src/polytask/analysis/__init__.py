@@ -1,0 +1,1 @@
+"""Many runs: comparing methods, and what the runs of one recipe say together."""

@@ -315,6 +315,9 @@ DATASETS = {
         "polytask.data.datasets.conll2003:load",
         "CoNLL-2003 English: parts of speech, phrases and names of 20,744 news sentences.",
     ),
+    "shapes": Entry(
+        "polytask.data.datasets.shapes:load", "Scenes of garments and emoji with boxes and masks, 5,500 pictures."
+    ),
 }
 
 GROUPS: dict[str, dict[str, Entry]] = {

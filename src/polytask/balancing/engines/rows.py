@@ -61,9 +61,9 @@ def column_products(column: Sequence[Tensor | None], form: Callable[[Tensor], Te
 def column_sum(column: Sequence[Tensor | None], weights: Tensor) -> Tensor:
     """The weighted sum of rows that lie apart, in their shape and dtype; None stands for zeros."""
     there = [(row, weight) for row, weight in zip(column, weights.tolist(), strict=True) if row is not None]
-    first = there[0][0]
-    total = torch.zeros_like(first, dtype=torch.promote_types(first.dtype, torch.float32))
-    for row, weight in there:
+    (first, weight), *others = there
+    total: Tensor = first.to(torch.promote_types(first.dtype, torch.float32)) * weight
+    for row, weight in others:
         total.add_(row, alpha=weight)
     return total.to(first.dtype)
 

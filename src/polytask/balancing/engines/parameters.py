@@ -19,6 +19,8 @@ from polytask.balancing.engines.outputs import OutputEngine
 from polytask.balancing.engines.rows import check_finite, exact_products, products
 from polytask.balancing.types import Losses, MicroBatch, Parameters, StepReport
 
+OUTPUTS = ", from those of the layers' outputs where a step has at most half as many rows as inputs"
+
 
 class ParameterEngine(OutputEngine):
     """Keeps every task's gradient of the shared parameters in one ``[m, n]`` buffer.
@@ -116,7 +118,7 @@ class ParameterEngine(OutputEngine):
         """In words."""
         words = "gradients of the shared parameters (at: parameters)"
         if self._linear:
-            words += ", from those of the layers' outputs where a step has at most half as many rows as inputs"
+            words += OUTPUTS
         return words
 
 
@@ -210,7 +212,8 @@ class PartEngine(OutputEngine):
     def place(self) -> str:
         """In words."""
         if self._last:
-            return "gradients of the last shared layer (at: last)"
+            words = "gradients of the last shared layer (at: last)"
+            return words + (OUTPUTS if self._linear else "")
         return f"gradients of the shared parameters (at: parameters), in {len(self.parts)} parts to save memory"
 
 

@@ -17,11 +17,13 @@ __version__ = "0.1.0"
 _PLACES = {
     "Batch": "polytask.data.batch:Batch",
     "Callback": "polytask.training.callbacks:Callback",
+    "Comparison": "polytask.analysis.comparison:Comparison",
     "MultiTaskModel": "polytask.models:MultiTaskModel",
     "Recipe": "polytask.recipes.schema:Recipe",
     "Run": "polytask.training.fit:Run",
     "Scores": "polytask.evaluation:Scores",
     "Task": "polytask.tasks.task:Task",
+    "compare": "polytask.analysis.compare:compare",
     "delta_m": "polytask.evaluation:delta_m",
     "evaluate": "polytask.api:evaluate",
     "fit": "polytask.api:fit",
@@ -32,6 +34,7 @@ _PLACES = {
     "run": "polytask.api:run",
 }
 _PACKAGES = (
+    "analysis",
     "balancing",
     "data",
     "evaluation",
@@ -48,13 +51,16 @@ _PACKAGES = (
 __all__ = [
     "Batch",
     "Callback",
+    "Comparison",
     "MultiTaskModel",
     "Recipe",
     "Run",
     "Scores",
     "Task",
     "__version__",
+    "analysis",
     "balancing",
+    "compare",
     "data",
     "delta_m",
     "evaluate",
@@ -76,6 +82,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from polytask import (
+        analysis,
         balancing,
         data,
         evaluation,
@@ -87,6 +94,8 @@ if TYPE_CHECKING:
         tasks,
         training,
     )
+    from polytask.analysis.compare import compare
+    from polytask.analysis.comparison import Comparison
     from polytask.api import evaluate, fit, run
     from polytask.data.batch import Batch
     from polytask.evaluation import Scores, delta_m, mean_rank

@@ -41,4 +41,4 @@ def recipe(table):
 def finished(recipe, tmp_path_factory):
     """A comparison that came to its end; tests read it and copy its folder."""
     out = tmp_path_factory.mktemp("compare") / "first"
-    return compare(recipe, balancers="equal,pcgrad", baselines="trees", seeds=2, jobs=2, out=out)
+    return compare(recipe, balancers="equal,pcgrad", baselines="trees", seeds=2, jobs=1, out=out)

@@ -23,10 +23,12 @@ _PLACES = {
     "Run": "polytask.training.fit:Run",
     "Scores": "polytask.evaluation:Scores",
     "Task": "polytask.tasks.task:Task",
+    "affinity": "polytask.analysis.affinity:affinity",
     "compare": "polytask.analysis.compare:compare",
     "delta_m": "polytask.evaluation:delta_m",
     "evaluate": "polytask.api:evaluate",
     "fit": "polytask.api:fit",
+    "group": "polytask.analysis.group:group",
     "load": "polytask.serving:load",
     "load_recipe": "polytask.recipes.load:load_recipe",
     "mean_rank": "polytask.evaluation:mean_rank",
@@ -58,6 +60,7 @@ __all__ = [
     "Scores",
     "Task",
     "__version__",
+    "affinity",
     "analysis",
     "balancing",
     "compare",
@@ -66,6 +69,7 @@ __all__ = [
     "evaluate",
     "evaluation",
     "fit",
+    "group",
     "load",
     "load_recipe",
     "mean_rank",
@@ -94,8 +98,10 @@ if TYPE_CHECKING:
         tasks,
         training,
     )
+    from polytask.analysis.affinity import affinity
     from polytask.analysis.compare import compare
     from polytask.analysis.comparison import Comparison
+    from polytask.analysis.group import group
     from polytask.api import evaluate, fit, run
     from polytask.data.batch import Batch
     from polytask.evaluation import Scores, delta_m, mean_rank

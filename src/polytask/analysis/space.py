@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,14 +41,17 @@ class Choice:
     """One of several plain values.
 
     Args:
-        values: Numbers, text, truth values or None.
+        values: Numbers, text, truth values, None, or lists of them.
     """
 
     values: tuple[Any, ...]
 
     def suggest(self, trial: Trial, name: str) -> Any:
         """A value for one trial."""
-        return trial.suggest_categorical(name, list(self.values))
+        if all(isinstance(value, str | int | float | bool | None) for value in self.values):
+            return trial.suggest_categorical(name, list(self.values))
+        # A store keeps no lists: their text stands for them.
+        return json.loads(trial.suggest_categorical(name, [json.dumps(value) for value in self.values]))
 
 
 Space = Mapping[str, Range | Choice]
@@ -68,6 +72,8 @@ def parse(text: str, where: str = "space") -> Range | Choice:
         Range(low=0.0001, high=0.01, log=True)
         >>> parse("1..8"), parse("equal,uncertainty")
         (Range(low=1, high=8, log=False), Choice(values=('equal', 'uncertainty')))
+        >>> parse("[64],[128,64]")
+        Choice(values=([64], [128, 64]))
     """
     log, body = text.startswith("log:"), text.removeprefix("log:")
     low, dots, high = body.partition("..")
@@ -77,7 +83,12 @@ def parse(text: str, where: str = "space") -> Range | Choice:
             need = "the lower end first" + (", above 0" if log else "")
             raise RecipeError(f"{where}: '{text}' needs {need}, such as log:1e-4..1e-2.")
         return Range(ends[0], ends[1], log)
-    values = tuple(yaml.safe_load(part) for part in body.split(","))
+    try:
+        values = tuple(yaml.safe_load(f"[{body}]"))
+    except yaml.YAMLError:
+        raise RecipeError(
+            f"{where}: '{text}' is no list of choices. Write A,B,C, and lists such as [64],[128,64]."
+        ) from None
     if log or len(values) < 2:
         raise RecipeError(f"{where}: '{text}' leaves nothing to choose. Write LOW..HIGH, log:LOW..HIGH or A,B,C.")
     return Choice(values)

@@ -113,8 +113,10 @@ class RunDirectory:
         if not path.exists():
             return []
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["scope"] == "step"]
-        rows = [row for row in rows if row.get("conflict_rate")] or rows
+            reader = csv.DictReader(file)
+            looked_at = [n for n in reader.fieldnames or () if n == "conflict_rate" or n.startswith("layer_cosine.")]
+            rows = [row for row in reader if row["scope"] == "step"]
+        rows = [row for row in rows if any(row.get(name) for name in looked_at)] or rows
         stride = -(-len(rows) // most) or 1
         chosen = rows[::stride]
         return [{k: float(v) for k, v in row.items() if v and k not in ("scope", "epoch")} for row in chosen]

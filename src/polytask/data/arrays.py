@@ -193,4 +193,7 @@ def _from_frame(
             f"It has: {listed(frame.columns)}."
         )
     rows = {task.name: encode_weight(frame, weight[task.name]) for task in found if task.name in weight}
-    return TensorSource(preprocessor.inputs(frame), {task.name: encode_target(frame, task) for task in found}, rows)
+    boxes = any(task.target.form == "boxes" for task in found)
+    sizes = preprocessor.image_sizes(frame) if boxes else None
+    targets = {task.name: encode_target(frame, task, sizes=sizes) for task in found}
+    return TensorSource(preprocessor.inputs(frame), targets, rows)

@@ -72,13 +72,29 @@ class CategoryColumn:
 
 
 @dataclass(frozen=True)
+class ImageColumn:
+    """A column of images as it was in the training data.
+
+    Args:
+        name: The column's name.
+        size: Height and width that the model reads.
+        channels: 3 for colours, 1 for grey.
+    """
+
+    name: str
+    size: tuple[int, int]
+    channels: int
+
+
+@dataclass(frozen=True)
 class TableSchema:
     """All input columns of a table, in the order in which their tensors hold them.
 
     Args:
         numbers: Columns of the tensor ``"numbers"``.
         categories: Columns of the tensor ``"categories"``.
-        arrays: Array columns (images) by name, with the shape of one row.
+        arrays: Array columns by name, with the shape of one row.
+        images: Columns of images from files, or of bytes.
         single: Whether the model takes the only tensor itself, not a dict of tensors by kind.
 
     Example:
@@ -93,6 +109,7 @@ class TableSchema:
     categories: tuple[CategoryColumn, ...] = ()
     arrays: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: _NO_ARRAYS)
     single: bool = False
+    images: tuple[ImageColumn, ...] = ()
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -106,6 +123,7 @@ class TableSchema:
             "categories": [{"name": c.name, "values": list(c.values)} for c in self.categories],
             "arrays": {name: list(shape) for name, shape in self.arrays.items()},
             "single": self.single,
+            "images": [asdict(c) | {"size": list(c.size)} for c in self.images],
         }
 
     @classmethod
@@ -121,9 +139,10 @@ class TableSchema:
                 for c in plain["numbers"]
             )
             categories = tuple(CategoryColumn(c["name"], tuple(c["values"])) for c in plain["categories"])
+            images = tuple(ImageColumn(**{**c, "size": tuple(c["size"])}) for c in plain.get("images", ()))
             arrays = {name: tuple(shape) for name, shape in plain["arrays"].items()}
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"The stored table schema cannot be read: {error}. It was written by something else."
             ) from error
-        return cls(numbers, categories, arrays, bool(plain["single"]))
+        return cls(numbers, categories, arrays, bool(plain["single"]), images=images)

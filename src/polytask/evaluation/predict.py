@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polytask.data.batch import map_tensors
+from polytask.data.batch import joined_rows, map_tensors
 from polytask.data.source import Source
 from polytask.errors import DataError, listed
 from polytask.evaluation.scores import Scores
@@ -29,7 +29,7 @@ class TaskOutputs:
     """What a model says about a task's labelled rows, and what is true.
 
     Args:
-        raw: Raw outputs ``[rows, ...]``, on the CPU.
+        raw: What the task keeps of its raw outputs (``Task.kept``) ``[rows, ...]``, on the CPU.
         score: What metrics read (``Task.score``), ``[rows, ...]``.
         target: Targets ``[rows, ...]``.
         weight: Row weights ``[rows]``, or None.
@@ -57,8 +57,8 @@ class _Part:
         weight = None
         if any(w is not None for w in self.weight):
             weight = torch.cat([_ones(t) if w is None else w.double().cpu() for w, t in self._weights()])
-        raw = torch.cat(self.raw)
-        return raw.cpu(), torch.cat([target.cpu() for target in self.target]), weight
+        raw = joined_rows(self.raw)
+        return raw.cpu(), joined_rows([target.cpu() for target in self.target]), weight
 
     def _weights(self) -> Iterator[tuple[Tensor | None, Tensor]]:
         return zip(self.weight, self.target, strict=True)
@@ -124,7 +124,7 @@ def collect(
                 with autocast():
                     raw = model(map_tensors(batch.inputs, lambda tensor: tensor.to(device)), wanted)
                 for name in wanted:
-                    _keep(parts, name, raw[name], batch.targets[name], batch.weights.get(name))
+                    _keep(parts, known[name], raw[name], batch.targets[name], batch.weights.get(name))
         found = {name: part.joined() for name, part in parts.items()}
     offered = {name for source in sources for name in source.tasks}
     if not offered & set(known):
@@ -137,9 +137,9 @@ def collect(
     return {name: _outputs(known[name], *found[name]) for name in known if name in found}
 
 
-def _keep(parts: dict[str, _Part], name: str, raw: Tensor, target: Tensor, weight: Tensor | None) -> None:
+def _keep(parts: dict[str, _Part], task: Task, raw: Tensor, target: Tensor, weight: Tensor | None) -> None:
     if len(raw) != len(target):
-        raise DataError(f"The model gave {len(raw)} outputs for '{name}' but the batch has {len(target)} rows.")
+        raise DataError(f"The model gave {len(raw)} outputs for '{task.name}' but the batch has {len(target)} rows.")
     known = labelled(target)
     if not known.all():
         rows = known.nonzero().squeeze(1)
@@ -147,8 +147,8 @@ def _keep(parts: dict[str, _Part], name: str, raw: Tensor, target: Tensor, weigh
         target = target.index_select(0, rows)
         weight = None if weight is None else weight.index_select(0, rows)
     if len(target):
-        part = parts.setdefault(name, _Part([], [], []))
-        part.raw.append(raw)
+        part = parts.setdefault(task.name, _Part([], [], []))
+        part.raw.append(task.kept(raw))
         part.target.append(target)
         part.weight.append(weight)
 
@@ -185,7 +185,7 @@ def score_outputs(task: Task, outputs: TaskOutputs | None) -> tuple[dict[str, fl
     Returns:
         Metrics by name, and counts of what was left out by name where there was something.
     """
-    if outputs is None or not np.isfinite(outputs.score).all() or (_weight(outputs) == 0):
+    if outputs is None or _broken(task, outputs) or _weight(outputs) == 0:
         return dict.fromkeys(task.metrics, math.nan), {}
     left_out: dict[str, int] = {}
     values = {}
@@ -194,6 +194,12 @@ def score_outputs(task: Task, outputs: TaskOutputs | None) -> tuple[dict[str, fl
         if lost:
             left_out[name] = lost
     return values, left_out
+
+
+def _broken(task: Task, outputs: TaskOutputs) -> bool:
+    # Where rows have different lengths, NaN is padding.
+    padded = task.keep is not None
+    return not np.isfinite(outputs.score).all() and not (padded and not np.isinf(outputs.score).any())
 
 
 def _weight(outputs: TaskOutputs) -> float:

@@ -18,8 +18,10 @@ from polytask.data.source import TensorSource
 from polytask.data.table import as_text, column_of, parse_numbers
 from polytask.data.targets import drop_unlabelled, encode_target, encode_weight, fit_target, target_columns
 from polytask.errors import DataError, RecipeError, suggestion, unknown
+from polytask.evaluation import CompositeIndex, Criterion, Decision
 from polytask.models import MultiTaskModel
 from polytask.recipes.frames import Loaded, Sheet, load_frames
+from polytask.recipes.pictures import read_pictures
 from polytask.recipes.schema import Recipe, named
 from polytask.sharing import Sharing
 from polytask.tasks.task import Task
@@ -51,6 +53,8 @@ class Built:
         notes: What was inferred and what was left out, a line each.
         skipped: Rows without any label.
         recipe: The recipe with what was inferred filled in.
+        index: The composite index, or None.
+        decision: The decision rule, or None.
     """
 
     model: MultiTaskModel
@@ -60,6 +64,8 @@ class Built:
     notes: tuple[str, ...]
     skipped: int
     recipe: Recipe
+    index: CompositeIndex | None = None
+    decision: Decision | None = None
 
 
 def build(recipe: Recipe) -> Built:
@@ -74,6 +80,7 @@ def build(recipe: Recipe) -> Built:
     weights = _weight_columns(recipe, loaded)
     inputs, notes = choose_inputs(recipe, loaded, tasks, set(weights.values()))
     _parse_numbers(loaded, inputs)
+    notes = [*notes, *read_pictures(loaded, inputs, tasks)]
     trained = [group.training.rows("train") for group in loaded.groups]
     whole = trained[0] if len(trained) == 1 else pl.concat([frame.select(list(inputs)) for frame in trained])
     preprocessor = TablePreprocessor.fit(whole, inputs)
@@ -99,9 +106,18 @@ def build(recipe: Recipe) -> Built:
     if skipped:
         notes = [*notes, f"Skipped {skipped:,} rows: they have no label for any task."]
     model = make_model(recipe, preprocessor.schema, list(tasks.values()))
+    index, decision = _over_tasks(recipe, model.tasks)
     resolved = replace(recipe, inputs=inputs, preprocessing={})
     parts = {part: tuple(found) for part, found in sources.items()}
-    return Built(model, parts, preprocessor.schema, columns, tuple(notes), skipped, resolved)
+    return Built(model, parts, preprocessor.schema, columns, tuple(notes), skipped, resolved, index, decision)
+
+
+def _over_tasks(recipe: Recipe, tasks: Mapping[str, Task]) -> tuple[CompositeIndex | None, Decision | None]:
+    """Index and decision of a recipe; a mistake in them, or in what selects, is found before anything trains."""
+    index = CompositeIndex(recipe.index, tasks) if recipe.index is not None else None
+    if recipe.training.select != "last":
+        Criterion(recipe.training.select, tasks, index)
+    return index, Decision(recipe.decision, tasks) if recipe.decision is not None else None
 
 
 def _parse_numbers(loaded: Loaded, inputs: Mapping[str, InputSpec]) -> None:
@@ -210,7 +226,7 @@ def _sources(
 ) -> Iterator[tuple[str, TensorSource, int]]:
     """The parts of a sheet, each with its source and the number of rows without any label."""
     try:
-        targets = {name: encode_target(sheet.frame, tasks[name]) for name in names}
+        targets = {name: encode_target(sheet.frame, tasks[name], sizes=sheet.sizes) for name in names}
         of_rows = {name: encode_weight(sheet.frame, weights[name]) for name in names if name in weights}
         whole = TensorSource(preprocessor.inputs(sheet.frame), targets, of_rows)
     except DataError as error:

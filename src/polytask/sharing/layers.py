@@ -63,6 +63,16 @@ def dense_stages(
     return blocks
 
 
+def channel_norm(channels: int) -> nn.GroupNorm:
+    """A group norm of feature maps with as many groups as fit, at most 32.
+
+    Example:
+        >>> channel_norm(48).num_groups
+        24
+    """
+    return nn.GroupNorm(max(count for count in range(1, 33) if channels % count == 0), channels)
+
+
 def check_dropout(dropout: float) -> None:
     """Raise a RecipeError for a dropout probability outside of [0, 1)."""
     if not 0 <= dropout < 1:

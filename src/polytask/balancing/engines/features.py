@@ -31,8 +31,11 @@ class FeatureEngine(GradientEngine):
 
     The node's backward receives every task's dL/dz, forms the Gramian, and passes the weighted sum on. Heads
     see ordinary gradients. With several micro-batches, a first pass forms the Gramian of the whole step;
-    separate data sets, with one task a micro-batch, need no second pass.
+    separate data sets, with one task a micro-batch, need no second pass. While all that lies before the features is
+    fixed, what lies behind them gets its plain gradients.
     """
+
+    _trunk_learns = True
 
     def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
         """Forward, and one backward in which the weights are found."""
@@ -59,8 +62,10 @@ class FeatureEngine(GradientEngine):
 
     def _streams(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> bool:
         """Whether no two tasks share rows, and a trunk gradient for every task fits the memory budget."""
+        if not self.shared or not all(p.requires_grad for p in self.shared):
+            return False  # without a trunk that learns, no gradient arrives at the features
         size = len(tasks) * sum(p.numel() * max(4, p.element_size()) for p in self.shared)
-        return bool(self.shared) and size <= self.options.memory_budget and all(len(b.tasks) == 1 for b in micro)
+        return size <= self.options.memory_budget and all(len(b.tasks) == 1 for b in micro)
 
     def _streamed(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
         """Separate data sets: each micro-batch is run forward and backward once, and freed.
@@ -122,6 +127,8 @@ class FeatureEngine(GradientEngine):
         losses = self.forward(batch, combine, tasks)
         total.add(losses)
         torch.autograd.backward(roots(losses.tasks, losses.penalty))
+        if not made and not self._trunk_learns:
+            return report(tasks, self.reduced(total.stack(tasks)), None)
         if not made:
             raise BalancerError(
                 "No gradient arrived at the features: the losses do not depend on what the tap returned. Feed each "
@@ -172,7 +179,7 @@ class FeatureEngine(GradientEngine):
             losses = self.forward(batch, fixed(chosen), tasks)
             total.add(losses)
             torch.autograd.backward(roots(losses.tasks, losses.penalty))
-        return found or report(tasks, self.reduced(total.stack(tasks)), weights)
+        return found or self.told(tasks, self.reduced(total.stack(tasks)), weights)
 
     def _first_pass(
         self, micro: Sequence[MicroBatch], tasks: tuple[str, ...], form: Callable[[Tensor], Tensor]
@@ -198,7 +205,7 @@ class FeatureEngine(GradientEngine):
     def _rows(self, batch: MicroBatch, order: list[str]) -> tuple[list[Tensor], Losses]:
         """Every task's gradient of the features, one stack ``[p, ...]`` a feature tensor."""
         losses, leaves = heads_only(batch)
-        self.check_losses(batch, losses)
+        losses = self.check_losses(batch, losses)
         check_called([True] if leaves else [])
         rows = rows_of(losses, leaves, order)
         for task, mine in zip(order, rows, strict=True):
@@ -213,6 +220,7 @@ class FeatureEngine(GradientEngine):
 
         def tap(features: dict[str, Tensor]) -> Mapping[str, Mapping[str, Tensor]]:
             called.append(True)
+            self._trunk_learns = any(z.requires_grad for z in features.values())
             return aliases(features, Link(order, tuple(features), combine))
 
         losses = self.check_losses(batch, batch.forward(tap))

@@ -21,6 +21,7 @@ from polytask.balancing.engines.ghost import (
     write_weighted,
 )
 from polytask.balancing.engines.gradients import GradientEngine, add_gradients, backward_penalty, gradients, report
+from polytask.balancing.engines.halves import cross_products
 from polytask.balancing.engines.heads import plain_tap
 from polytask.balancing.engines.jacobian import Jacobian, blocks_of
 from polytask.balancing.engines.rows import check_finite, exact_products, products
@@ -40,7 +41,9 @@ class ParameterEngine(GradientEngine):
         super().__init__(balancer, parameters, options, optimizer)
         self.jacobian = Jacobian(self.shared) if self.shared else None
         module = parameters if isinstance(parameters, nn.Module) else None
-        alone = options.reduce is None and not isinstance(balancer, JacobianAggregator)
+        # Of the second half alone, for a method that needs two.
+        self._second = Jacobian(self.shared) if self.shared and balancer.halves else None
+        alone = options.reduce is None and not isinstance(balancer, JacobianAggregator) and not balancer.halves
         self._linear = linear_layers(module, self.shared) if alone and len(balancer.tasks) >= FEWEST_TASKS else []
         self._checked = False
 
@@ -48,23 +51,26 @@ class ParameterEngine(GradientEngine):
         """Rows of the Jacobian, the solve, and the result in ``.grad``."""
         kept = self.kept_weights(tasks)
         if kept is not None:
-            return report(tasks, self.weighted_pass(micro, tasks, kept), kept)
+            return self.told(tasks, self.weighted_pass(micro, tasks, kept), kept)
         assert self.jacobian is not None
         first: Losses | None = None
-        if self._linear and len(micro) == 1 and len(tasks) >= FEWEST_TASKS:
+        if self._pays_from_outputs(micro, tasks):
             with recorded(self._linear) as layers:
                 first = self.check_losses(micro[0], micro[0].forward(plain_tap))
             if pays(layers) and self._tied_to_nothing(first):
                 return self._from_outputs(first, tasks, layers)
-        self.jacobian.start(len(tasks))
-        total = Sums()
+        total, buffers = Sums(), started([self.jacobian, self._second], len(tasks))
         for batch in micro:
             losses = first or self.check_losses(batch, batch.forward(plain_tap))
             total.add(losses)
-            self._write_rows(losses, tasks)
+            self._write_rows(losses, tasks, buffers[: 1 + batch.half])
             backward_penalty(losses)
-        self.jacobian.finish()
         values = self.reduced(total.stack(tasks))
+        self.jacobian.finish()
+        cross = None
+        if self._second is not None:
+            self._second.finish()
+            cross = cross_products(self.jacobian, self._second, micro, tasks, self.options.reduce)
         if isinstance(self.balancer, JacobianAggregator):
             return self._aggregate(self.balancer, values, tasks)
         weights, found = self.decide(
@@ -73,10 +79,16 @@ class ParameterEngine(GradientEngine):
             tasks,
             self._jacobian_again,
             self.jacobian.culprit,
+            cross,
         )
         rows = self.jacobian.buffer
         self.jacobian.write(weights.to(rows) @ rows)
         return found
+
+    def _pays_from_outputs(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> bool:
+        """Whether the short way may be tried; it takes the weights of all layers, so none may be fixed."""
+        wide = bool(self._linear) and len(micro) == 1 and len(tasks) >= FEWEST_TASKS
+        return wide and all(p.requires_grad for p in self.shared)
 
     def _tied_to_nothing(self, losses: Losses) -> bool:
         """Checked in the first step that could use it; a model whose weights are used elsewhere never does."""
@@ -112,14 +124,14 @@ class ParameterEngine(GradientEngine):
         assert self.jacobian is not None
         return self.jacobian.gramian(self.options.reduce, exact_products)
 
-    def _write_rows(self, losses: Losses, tasks: tuple[str, ...]) -> None:
-        assert self.jacobian is not None
+    def _write_rows(self, losses: Losses, tasks: tuple[str, ...], buffers: Sequence[Jacobian]) -> None:
         present = [task for task in tasks if task in losses.tasks]
         for position, task in enumerate(present):
             keep_graph = position < len(present) - 1 or losses.penalty is not None
             own = self.own_parameters(task)
             grads = gradients(losses.tasks[task], [*self.shared, *own], keep_graph)
-            self.jacobian.add(tasks.index(task), grads[: len(self.shared)])
+            for buffer in buffers:
+                buffer.add(tasks.index(task), grads[: len(self.shared)])
             add_gradients(own, grads[len(self.shared) :])
 
     def _aggregate(self, balancer: JacobianAggregator, losses: Tensor, tasks: tuple[str, ...]) -> StepReport:
@@ -174,11 +186,11 @@ class PartEngine(GradientEngine):
         """The Gramian part by part, the solve, and a weighted backward."""
         kept = self.kept_weights(tasks)
         if kept is not None:
-            return report(tasks, self.weighted_pass(micro, tasks, kept), kept)
+            return self.told(tasks, self.weighted_pass(micro, tasks, kept), kept)
         alone = self.check_losses(micro[0], micro[0].forward(plain_tap)) if len(micro) == 1 else None
-        gramian, values = self._gramian(micro, tasks, alone, products, own=True)
+        gramian, values, cross = self._gramian(micro, tasks, alone, products, own=True)
         weights, found = self.decide(
-            gramian, values, tasks, lambda: self._gramian(micro, tasks, alone, exact_products)[0]
+            gramian, values, tasks, lambda: self._gramian(micro, tasks, alone, exact_products)[0], cross=cross
         )
         if alone is not None:
             self.weighted_backward(alone, tasks, weights, own=False)
@@ -193,13 +205,16 @@ class PartEngine(GradientEngine):
         alone: Losses | None,
         form: Callable[[Tensor], Tensor],
         own: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """The Gramian and the losses; with ``own``, the tasks' own parameters get their gradients on the way."""
-        gramian = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The Gramian, the losses and, of a method with halves, the products of the two.
+
+        With ``own``, the tasks' own parameters get their gradients on the way.
+        """
+        gramian, cross = None, None
         values = torch.empty(0)
         for number, part in enumerate(self.parts):
-            jacobian, total = Jacobian(part), Sums()
-            jacobian.start(len(tasks))
+            total, jacobian = Sums(), Jacobian(part)
+            buffers = started([jacobian, Jacobian(part) if self.balancer.halves else None], len(tasks))
             with self.replay.peek():
                 for batch in micro:
                     losses = alone or self.check_losses(batch, batch.forward(plain_tap))
@@ -208,14 +223,19 @@ class PartEngine(GradientEngine):
                         if task in losses.tasks:
                             mine = self.own_parameters(task) if own and number == 0 else []
                             grads = gradients(losses.tasks[task], [*part, *mine], keep_graph=True)
-                            jacobian.add(tasks.index(task), grads[: len(part)])
+                            for buffer in buffers[: 1 + batch.half]:
+                                buffer.add(tasks.index(task), grads[: len(part)])
                             add_gradients(mine, grads[len(part) :])
-            jacobian.finish()
+            for buffer in buffers:
+                buffer.finish()
             share = jacobian.gramian(self.options.reduce, form)
             gramian = share if gramian is None else gramian + share
+            if len(buffers) == 2:
+                crossed = cross_products(jacobian, buffers[1], micro, tasks, self.options.reduce)
+                cross = crossed if cross is None else cross + crossed
             values = total.stack(tasks)
         assert gramian is not None
-        return gramian, self.reduced(values)
+        return gramian, self.reduced(values), cross
 
     def place(self) -> str:
         """In words."""
@@ -229,10 +249,18 @@ def parameter_engine(
 ) -> GradientEngine:
     """The engine for ``at: parameters``: the whole Jacobian if it fits the memory budget, else parts of it."""
     shared = [p for p in parameters.shared_parameters() if p.requires_grad]
-    parts = blocks_of(shared, len(balancer.tasks), options.memory_budget)
+    parts = blocks_of(shared, len(balancer.tasks) * (1 + balancer.halves), options.memory_budget)
     if len(parts) <= 1 or isinstance(balancer, JacobianAggregator):
         return ParameterEngine(balancer, parameters, options, optimizer)
     return PartEngine(balancer, parameters, options, optimizer, parts)
+
+
+def started(buffers: Sequence[Jacobian | None], rows: int) -> list[Jacobian]:
+    """Those buffers that there are, ready for a step with ``rows`` tasks."""
+    kept = [buffer for buffer in buffers if buffer is not None]
+    for buffer in kept:
+        buffer.start(rows)
+    return kept
 
 
 def last_shared(parameters: Parameters, shared: Sequence[nn.Parameter]) -> list[nn.Parameter]:

@@ -1,17 +1,20 @@
-"""Heads: from a task's features to its raw outputs."""
+"""The head of tasks with one output a row."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from polytask.errors import ShapeError
+from polytask.models.heads.base import TaskHead
 from polytask.sharing.layers import dense_stages, vector_from
 from polytask.tasks.task import HeadSpec
 
 
-class Head(nn.Module):
+class Head(TaskHead):
     r"""Private layers, then one affine map: raw output :math:`= s \cdot (W h(z) + b) + \mu`.
 
     The affine map is computed in float32 under autocast as well. ``shift`` (:math:`\mu`) and ``scale``
@@ -36,24 +39,23 @@ class Head(nn.Module):
     scale: Tensor | None
 
     def __init__(self, spec: HeadSpec, shape: tuple[int, ...]):
-        super().__init__()
+        super().__init__(spec)
         pooled, width = vector_from(shape)
         hidden = dense_stages(width, spec.hidden, dropout=spec.dropout)
         self.layers = nn.Sequential(*pooled, *hidden)
         self.output = nn.Linear([width, *spec.hidden][-1], 1 if spec.outputs is None else spec.outputs)
         self.register_buffer("shift", None)
         self.register_buffer("scale", None)
-        self.spec = spec
         self.standardise(spec)
 
     def standardise(self, spec: HeadSpec) -> None:
         """Take the shift and scale of ``spec``; the weights stay as they are."""
         device = self.output.weight.device
-        self.shift = _buffer("shift", spec.shift, 0.0, spec.outputs, device)
-        self.scale = _buffer("scale", spec.scale, 1.0, spec.outputs, device)
-        self.spec = spec
+        self.shift = standardising_buffer("shift", spec.shift, 0.0, spec.outputs, device)
+        self.scale = standardising_buffer("scale", spec.scale, 1.0, spec.outputs, device)
+        super().standardise(spec)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, inputs: Any = None) -> Tensor:
         """Raw outputs ``[rows, outputs]``, or ``[rows]`` if ``outputs`` is None."""
         hidden = self.layers(features)
         if torch.is_autocast_enabled(hidden.device.type):
@@ -73,14 +75,14 @@ class Head(nn.Module):
         return raw.squeeze(-1) if self.spec.outputs is None else raw
 
 
-def same_layers(first: HeadSpec, second: HeadSpec) -> bool:
-    """Whether heads of two specs have the same layers, so that one can take the other's place."""
-    return (first.outputs, tuple(first.hidden), first.dropout) == (second.outputs, tuple(second.hidden), second.dropout)
-
-
-def _buffer(
+def standardising_buffer(
     name: str, value: tuple[float, ...] | float, neutral: float, outputs: int | None, device: torch.device
 ) -> Tensor | None:
+    """A head's shift or scale as a tensor; None where it changes nothing.
+
+    Raises:
+        ShapeError: unless there is one number, or one an output.
+    """
     numbers = tuple(value) if isinstance(value, tuple | list) else (float(value),)
     if len(numbers) not in (1, outputs or 1):
         raise ShapeError(f"The head has {outputs or 1} outputs but its {name} has {len(numbers)} numbers.")

@@ -38,6 +38,10 @@ TASKS = {
         "polytask.tasks.dense_regression:dense_regression",
         "A real number for every pixel, such as depth, standardised inside.",
     ),
+    "tagging": Entry(
+        "polytask.tasks.tagging:tagging",
+        "One tag for every word of a text: names and slots, phrases, parts of speech.",
+    ),
 }
 
 ENCODERS = {
@@ -48,6 +52,13 @@ ENCODERS = {
     "resnet34": Entry("polytask.models.encoders.resnet:resnet34", "ResNet-34 for arrays of images."),
     "fpn": Entry(
         "polytask.models.encoders.fpn:FPN", "A feature pyramid over a backbone's stages, merged into one map."
+    ),
+    "bilstm": Entry(
+        "polytask.models.encoders.bilstm:BiLSTM", "Words and their characters, then LSTMs in both directions."
+    ),
+    "hub": Entry(
+        "polytask.models.encoders.hub:Hub",
+        "A pretrained text encoder that is built like BERT: BERT, RoBERTa, DistilBERT, MiniLM and their kin.",
     ),
 }
 
@@ -299,6 +310,11 @@ DATASETS = {
     ),
     "multi_mnist": Entry(
         "polytask.data.datasets.multi_mnist:load", "Two digits of MNIST in one picture, 10,000 pictures."
+    ),
+    "atis": Entry("polytask.data.datasets.atis:load", "ATIS: intents and slots of 5,871 questions about flights."),
+    "conll2003": Entry(
+        "polytask.data.datasets.conll2003:load",
+        "CoNLL-2003 English: parts of speech, phrases and names of 20,744 news sentences.",
     ),
 }
 

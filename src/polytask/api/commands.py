@@ -15,7 +15,7 @@ from polytask.errors import DataError, RecipeError
 from polytask.evaluation import Scores
 from polytask.evaluation import evaluate as evaluate_sources
 from polytask.files import replacing
-from polytask.recipes.frames import dataset_facts
+from polytask.recipes.frames import dataset_facts, read_file
 from polytask.serving import load
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _read(run: Path, table: Path) -> pl.DataFrame:
         # What counts as missing in the data set does so in a table like it as well.
         own: tuple[str, ...] = dataset_facts(data.dataset).get("data", {}).get("na", NA)
         return read_table(table, na=own)
-    return read_table(table, header=data.header, separator=data.separator, na=tuple(data.na))
+    return read_file(data, table)
 
 
 def evaluate_run(run: Path, table: Path | None = None) -> Scores:

@@ -2,7 +2,8 @@
 
 The rules, in this order, over the values that are not missing:
 
-1. lists or arrays, the bytes of files, or text that ends like an image file in every row: an image;
+1. lists of words: a text; other lists or arrays, the bytes of files, or text that ends like an image file in every
+   row: an image;
 2. no value at all, or one value in every row: left out;
 3. a whole number that counts the rows (all different, without gaps), or a column named ``id`` or
    ``..._id`` whose values nearly all differ: left out;
@@ -42,7 +43,7 @@ class Guess:
 
     Args:
         column: Its name.
-        kind: ``"number"``, ``"category"``, ``"image"``, or None where it is left out.
+        kind: ``"number"``, ``"category"``, ``"image"``, ``"text"``, or None where it is left out.
         reason: What was seen, as a person reads it.
     """
 
@@ -100,6 +101,8 @@ def describe_inference(guesses: Sequence[Guess]) -> list[str]:
 
 def _guess(series: pl.Series) -> Guess:
     name = series.name
+    if isinstance(series.dtype, pl.List) and series.dtype.inner == pl.String:
+        return Guess(name, "text", "holds lists of words")
     if isinstance(series.dtype, pl.List | pl.Array):
         return Guess(name, "image", "holds arrays")
     if series.dtype == pl.Binary:

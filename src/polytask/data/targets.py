@@ -15,6 +15,7 @@ from polytask import registry
 from polytask.data import dense
 from polytask.data.boxes import box_labels, box_rows
 from polytask.data.table import as_text, column_of, parse_numbers
+from polytask.data.tags import encode_tags, read_tags
 from polytask.errors import DataError, listed, suggestion
 from polytask.tasks.task import Task, labelled
 
@@ -22,6 +23,8 @@ TRUE = ("1", "true", "yes", "y", "t")
 FALSE = ("0", "false", "no", "n", "f")
 SEPARATOR = "|"
 """Between the labels of a row, where one column holds them all."""
+CLASSED = ("class", "labels", "distribution", "tags", "boxes")
+"""Forms of targets that have classes."""
 
 
 def target_columns(task: Task) -> tuple[str, ...]:
@@ -41,7 +44,7 @@ def fit_target(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR) -
         DataError: if the classes cannot be told from the data, or the declared positive value never occurs.
     """
     found: dict[str, object] = {}
-    if task.target.form in ("class", "labels", "distribution", "boxes") and task.target.classes is None:
+    if task.target.form in CLASSED and task.target.classes is None:
         found["classes"] = list(infer_classes(frame, task, separator=separator))
     elif task.target.form == "binary":
         positive = infer_positive(frame, task)
@@ -56,6 +59,7 @@ def fit_target(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR) -
 def infer_classes(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR) -> tuple[str, ...]:
     """The classes of training rows: sorted, by value if they are numbers.
 
+    A column of polars' type Enum brings its classes along: all of them count, in their order, seen or not.
     For several columns (labels, soft labels) the classes are the columns' names, as they are given.
 
     Raises:
@@ -67,7 +71,10 @@ def infer_classes(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR
     series = column_of(frame, columns[0], f"target column of task '{task.name}'")
     if task.target.form == "boxes":
         return box_labels(box_rows(series, _where(task, series)), f"column '{series.name}'")
-    values = _label_lists(series, separator).explode() if task.target.form == "labels" else as_text(series)
+    inner = series.dtype.inner if isinstance(series.dtype, pl.List) else series.dtype
+    if isinstance(inner, pl.Enum) and not task.target.repair:
+        return tuple(inner.categories)
+    values = _values(series, task, separator)
     found = values.drop_nulls().unique().sort()
     numbers = found.cast(pl.Float64, strict=False)
     if found.len() and numbers.null_count() == 0:
@@ -78,6 +85,15 @@ def infer_classes(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR
             f"{': ' + listed(found.to_list()) if len(found) else ''}. There have to be two or more."
         )
     return tuple(found.to_list())
+
+
+def _values(series: pl.Series, task: Task, separator: str) -> pl.Series:
+    """All labels of a column, one after the other."""
+    if task.target.form == "labels":
+        return _label_lists(series, separator).explode()
+    if task.target.form == "tags":
+        return pl.Series(series.name, [tag for row in read_tags(series, task) for tag in row or ()], dtype=pl.String)
+    return as_text(series)
 
 
 def infer_positive(frame: pl.DataFrame, task: Task) -> str | None:
@@ -334,6 +350,10 @@ def _distribution(frame: pl.DataFrame, task: Task, separator: str) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
+def _tags(frame: pl.DataFrame, task: Task, separator: str) -> Tensor:
+    return encode_tags(_only_column(frame, task), task, _classes_of(task))
+
+
 _FORMS = {
     "class": _class,
     "binary": _binary_of,
@@ -341,4 +361,5 @@ _FORMS = {
     "number": _number,
     "count": _count,
     "distribution": _distribution,
+    "tags": _tags,
 }

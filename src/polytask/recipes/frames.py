@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from polytask import registry
+from polytask.data.columns import read_column_file
 from polytask.data.split import Rows, held_out_tenth, split_by, split_rows
 from polytask.data.table import column_of, read_table
 from polytask.errors import DataError, RecipeError, unknown
@@ -109,10 +110,10 @@ def _read(settings: DataSettings, recipe: Recipe) -> tuple[list[Sheet], Mapping[
         tenth = settings.split == SplitSettings()
         return _hold_out(sheets, settings, recipe, tenth=tenth), dataset_facts(settings.dataset).get("inputs")
     if settings.table is not None:
-        frame = _file(settings, settings.table)
+        frame = read_file(settings, settings.table)
         return [Sheet(settings.table, frame, _divide(frame, settings, recipe))], None
     named = {"train": settings.train, "validation": settings.validation, "test": settings.test}
-    sheets = [Sheet(path, _file(settings, path), {part: None}) for part, path in named.items() if path is not None]
+    sheets = [Sheet(path, read_file(settings, path), {part: None}) for part, path in named.items() if path is not None]
     return _hold_out(sheets, settings, recipe), None
 
 
@@ -122,7 +123,10 @@ def dataset_facts(name: str) -> dict[str, Any]:
     return facts
 
 
-def _file(settings: DataSettings, path: str) -> pl.DataFrame:
+def read_file(settings: DataSettings, path: str | Path) -> pl.DataFrame:
+    """A table, read as a recipe says that its tables are written."""
+    if settings.format == "conll":
+        return read_column_file(path, settings.columns)
     return read_table(path, header=settings.header, separator=settings.separator, na=tuple(settings.na))
 
 

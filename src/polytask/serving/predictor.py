@@ -13,6 +13,7 @@ from polytask.data.batch import first_tensor, joined_rows, map_tensors
 from polytask.data.images import with_folder
 from polytask.data.preprocess import TablePreprocessor
 from polytask.data.schema import TableSchema
+from polytask.data.source import TensorSource
 from polytask.data.targets import target_columns
 from polytask.errors import DataError, unknown
 from polytask.evaluation import CompositeIndex, Decision
@@ -91,16 +92,16 @@ class Predictor:
         for task in tasks or ():
             if task not in self.model.tasks:
                 raise DataError(unknown("task", task, self.model.tasks))
-        inputs = self.inputs(data)
-        tensor = first_tensor(inputs)
-        rows = 0 if tensor is None else len(tensor)
+        source = TensorSource(self.inputs(data), {})
         wanted = tuple(tasks or self.tasks)
         parts: dict[str, list[Tensor]] = {task: [] for task in wanted}
-        for start in range(0, rows, batch_size):
-            piece = map_tensors(inputs, lambda t, a=start: t[a : a + batch_size].to(self.device))  # type: ignore[misc]
+        order = list(source.readings(batch_size))
+        for rows in order:
+            piece = map_tensors(source.take(rows).inputs, lambda tensor: tensor.to(self.device))
             for task, output in self.model(piece, wanted).items():
                 parts[task].append(keep(task, output).cpu())
-        return {task: joined_rows(outputs) for task, outputs in parts.items()}
+        back = torch.cat(order).argsort()
+        return {task: joined_rows(outputs)[back] for task, outputs in parts.items()}
 
     def predict(self, data: Any, tasks: Sequence[str] | None = None, batch_size: int = 8192) -> pl.DataFrame:
         """Decoded predictions.

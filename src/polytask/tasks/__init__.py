@@ -15,6 +15,7 @@ from polytask.tasks.multilabel import multilabel
 from polytask.tasks.ordinal import ordinal
 from polytask.tasks.regression import regression
 from polytask.tasks.segmentation import segmentation
+from polytask.tasks.tagging import tagging
 from polytask.tasks.task import HeadSpec, Metric, TargetSpec, Task
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "ordinal",
     "regression",
     "segmentation",
+    "tagging",
 ]

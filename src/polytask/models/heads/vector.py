@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from polytask.errors import ShapeError
-from polytask.models.heads.base import TaskHead
+from polytask.models.heads.base import TaskHead, full_precision
 from polytask.sharing.layers import dense_stages, vector_from
 from polytask.tasks.task import HeadSpec
 
@@ -22,8 +21,8 @@ class Head(TaskHead):
 
     Args:
         spec: The widths, and what the target is standardised by.
-        shape: The features' shape without the rows: ``(d,)`` or a feature map ``(c, h, w)``, which is
-            averaged over its positions.
+        shape: The features' shape without the rows: ``(d,)``, a feature map ``(c, h, w)``, which is averaged over
+            its positions, or ``(ANY, d)`` of a text, of which the first position is read.
 
     Raises:
         ShapeError: for other feature shapes, or a shift or scale that does not fit the outputs.
@@ -57,17 +56,7 @@ class Head(TaskHead):
 
     def forward(self, features: Tensor, inputs: Any = None) -> Tensor:
         """Raw outputs ``[rows, outputs]``, or ``[rows]`` if ``outputs`` is None."""
-        hidden = self.layers(features)
-        if torch.is_autocast_enabled(hidden.device.type):
-            with torch.autocast(hidden.device.type, enabled=False):
-                return self._affine(hidden)
-        return self._affine(hidden)
-
-    def _affine(self, hidden: Tensor) -> Tensor:
-        weight = self.output.weight
-        raw = functional.linear(hidden.to(weight.dtype), weight, self.output.bias)
-        if raw.dtype in (torch.float16, torch.bfloat16):
-            raw = raw.float()
+        raw = full_precision(self.output, self.layers(features))
         if self.scale is not None:
             raw = raw * self.scale
         if self.shift is not None:

@@ -17,12 +17,14 @@ __version__ = "0.1.0"
 _PLACES = {
     "Batch": "polytask.data.batch:Batch",
     "Callback": "polytask.training.callbacks:Callback",
+    "Comparison": "polytask.analysis.comparison:Comparison",
     "MultiTaskModel": "polytask.models:MultiTaskModel",
     "Recipe": "polytask.recipes.schema:Recipe",
     "Run": "polytask.training.fit:Run",
     "Scores": "polytask.evaluation:Scores",
     "Task": "polytask.tasks.task:Task",
     "affinity": "polytask.analysis.affinity:affinity",
+    "compare": "polytask.analysis.compare:compare",
     "delta_m": "polytask.evaluation:delta_m",
     "evaluate": "polytask.api:evaluate",
     "fit": "polytask.api:fit",
@@ -34,6 +36,7 @@ _PLACES = {
     "run": "polytask.api:run",
 }
 _PACKAGES = (
+    "analysis",
     "balancing",
     "data",
     "evaluation",
@@ -50,6 +53,7 @@ _PACKAGES = (
 __all__ = [
     "Batch",
     "Callback",
+    "Comparison",
     "MultiTaskModel",
     "Recipe",
     "Run",
@@ -57,7 +61,9 @@ __all__ = [
     "Task",
     "__version__",
     "affinity",
+    "analysis",
     "balancing",
+    "compare",
     "data",
     "delta_m",
     "evaluate",
@@ -80,6 +86,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from polytask import (
+        analysis,
         balancing,
         data,
         evaluation,
@@ -92,6 +99,8 @@ if TYPE_CHECKING:
         training,
     )
     from polytask.analysis.affinity import affinity
+    from polytask.analysis.compare import compare
+    from polytask.analysis.comparison import Comparison
     from polytask.analysis.group import group
     from polytask.api import evaluate, fit, run
     from polytask.data.batch import Batch

@@ -304,6 +304,7 @@ STRATEGIES = {
 
 DATASETS = {
     "census_income": Entry("polytask.data.datasets.census_income:load", "Census-Income (KDD), 299,285 people."),
+    "yeast": Entry("polytask.data.datasets.yeast:load", "Yeast, 2,417 genes with 14 labels."),
     "multi_fashion": Entry(
         "polytask.data.datasets.multi_fashion:load", "Two garments of Fashion-MNIST in one picture, 70,000 pictures."
     ),

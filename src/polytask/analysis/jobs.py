@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from polytask.analysis.rows import Rows, read_part
-from polytask.evaluation import evaluate
+from polytask.evaluation import CompositeIndex, evaluate
 from polytask.files import replacing
 from polytask.models import MultiTaskModel
 from polytask.recipes.build import make_model
@@ -46,9 +46,17 @@ def train_network(rows: Rows, *, recipe: Mapping[str, Any], result: str, weights
     settings = loaded.training
     with seeded(settings.seed):
         model = make_model(loaded, rows.schema, rows.tasks)
+    index = CompositeIndex(loaded.index, model.tasks) if loaded.index is not None else None
     peak = watch_memory(settings.device)
     began = time.perf_counter()
-    run = train(model, rows.sources["train"], rows.sources["validation"], balancer=loaded.balancer, settings=settings)
+    run = train(
+        model,
+        rows.sources["train"],
+        rows.sources["validation"],
+        balancer=loaded.balancer,
+        settings=settings,
+        index=index,
+    )
     seconds = time.perf_counter() - began
     assert run.scores is not None
     save_state({"model": model.state_dict()}, Path(weights))

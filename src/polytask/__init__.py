@@ -32,6 +32,7 @@ _PLACES = {
     "mean_rank": "polytask.evaluation:mean_rank",
     "ref": "polytask.serving:ref",
     "run": "polytask.api:run",
+    "tune": "polytask.analysis.tune:tune",
 }
 _PACKAGES = (
     "balancing",
@@ -76,6 +77,7 @@ __all__ = [
     "sharing",
     "tasks",
     "training",
+    "tune",
 ]
 
 if TYPE_CHECKING:
@@ -93,6 +95,7 @@ if TYPE_CHECKING:
     )
     from polytask.analysis.affinity import affinity
     from polytask.analysis.group import group
+    from polytask.analysis.tune import tune
     from polytask.api import evaluate, fit, run
     from polytask.data.batch import Batch
     from polytask.evaluation import Scores, delta_m, mean_rank

@@ -17,12 +17,14 @@ __version__ = "0.1.0"
 _PLACES = {
     "Batch": "polytask.data.batch:Batch",
     "Callback": "polytask.training.callbacks:Callback",
+    "Comparison": "polytask.analysis.comparison:Comparison",
     "MultiTaskModel": "polytask.models:MultiTaskModel",
     "Recipe": "polytask.recipes.schema:Recipe",
     "Run": "polytask.training.fit:Run",
     "Scores": "polytask.evaluation:Scores",
     "Task": "polytask.tasks.task:Task",
     "affinity": "polytask.analysis.affinity:affinity",
+    "compare": "polytask.analysis.compare:compare",
     "delta_m": "polytask.evaluation:delta_m",
     "evaluate": "polytask.api:evaluate",
     "fit": "polytask.api:fit",
@@ -35,6 +37,7 @@ _PLACES = {
     "tune": "polytask.analysis.tune:tune",
 }
 _PACKAGES = (
+    "analysis",
     "balancing",
     "data",
     "evaluation",
@@ -51,6 +54,7 @@ _PACKAGES = (
 __all__ = [
     "Batch",
     "Callback",
+    "Comparison",
     "MultiTaskModel",
     "Recipe",
     "Run",
@@ -58,7 +62,9 @@ __all__ = [
     "Task",
     "__version__",
     "affinity",
+    "analysis",
     "balancing",
+    "compare",
     "data",
     "delta_m",
     "evaluate",
@@ -82,6 +88,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from polytask import (
+        analysis,
         balancing,
         data,
         evaluation,
@@ -94,6 +101,8 @@ if TYPE_CHECKING:
         training,
     )
     from polytask.analysis.affinity import affinity
+    from polytask.analysis.compare import compare
+    from polytask.analysis.comparison import Comparison
     from polytask.analysis.group import group
     from polytask.analysis.tune import tune
     from polytask.api import evaluate, fit, run

@@ -244,6 +244,7 @@ SAMPLERS = {
 
 DATASETS = {
     "census_income": Entry("polytask.data.datasets.census_income:load", "Census-Income (KDD), 299,285 people."),
+    "yeast": Entry("polytask.data.datasets.yeast:load", "Yeast, 2,417 genes with 14 labels."),
 }
 
 GROUPS: dict[str, dict[str, Entry]] = {

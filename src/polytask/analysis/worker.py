@@ -52,11 +52,23 @@ def _listen(jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
 
 
 def _prepare() -> None:
-    """Import what every job needs while the parent still reads the data."""
+    """Train something tiny while the parent still reads the data.
+
+    PyTorch and scikit-learn load parts of themselves when they are first used, which no job should be charged for.
+    """
     import torch
 
+    from polytask.data.source import TensorSource
+    from polytask.models import MultiTaskModel
+    from polytask.sharing import Hard
+    from polytask.tasks import binary
+    from polytask.training.fit import train
+    from polytask.training.settings import TrainingSettings
+
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    import polytask.training.fit  # noqa: F401
+    rows = [TensorSource(torch.eye(2), {"a": torch.tensor([0.0, 1.0])})]
+    model = MultiTaskModel(Hard(torch.nn.Linear(2, 2)), [binary("a")])
+    train(model, rows, rows, settings=TrainingSettings(epochs=1, device="cpu"))
 
 
 def _call(function: str, before: tuple[Any, ...], arguments: Mapping[str, Any]) -> Any:

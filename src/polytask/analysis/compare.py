@@ -162,7 +162,7 @@ def _try_out(method: Method, base: Mapping[str, Any], built: Built) -> None:
 
 def _criterion(built: Built) -> Criterion:
     select = built.recipe.training.select
-    return Criterion(MEAN_IMPROVEMENT if select == "last" else select, built.model.tasks)
+    return Criterion(MEAN_IMPROVEMENT if select == "last" else select, built.model.tasks, built.index)
 
 
 def _result(

@@ -16,6 +16,7 @@ from polytask.balancing.engines.replay import Replay
 from polytask.balancing.types import Engine, MicroBatch
 from polytask.data.mixing import Part
 from polytask.errors import RecipeError
+from polytask.models import MultiTaskModel
 from polytask.training.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -69,11 +70,7 @@ class Lookahead(Callback):
         Raises:
             RecipeError: if the tasks share no parameters.
         """
-        if not loop.model.shared_parameters():
-            raise RecipeError(
-                f"The sharing '{type(loop.model.sharing).__name__}' has no shared parameters, so no task's step can "
-                "help another. Use one that shares, such as model.sharing: hard."
-            )
+        require_shared(loop.model)
         loop.engine = _Watched(loop.engine, self, loop)  # it passes everything else on
 
     def after_step(self, loop: Loop) -> None:
@@ -106,6 +103,19 @@ class Lookahead(Callback):
         _move(shared, kept, rows[0], 0.0)
         found[~np.isfinite(found)] = np.nan
         self._affinities.append(found)
+
+
+def require_shared(model: MultiTaskModel) -> None:
+    """Check that tasks can do something for each other at all.
+
+    Raises:
+        RecipeError: if they share no parameters.
+    """
+    if not model.shared_parameters():
+        raise RecipeError(
+            f"The sharing '{type(model.sharing).__name__}' has no shared parameters, so no task's step can help "
+            "another. Use one that shares, such as model.sharing: hard."
+        )
 
 
 class _Watched:

@@ -205,8 +205,8 @@ class _Search:
             self.study.set_user_attr("of", mark)
         elif known != mark:
             raise RecipeError(
-                f"The store '{self.address}' is of another recipe, space, objectives or rows. Choose another --store or "
-                "--out."
+                f"The store '{self.address}' is of another recipe, space, objectives or rows. Choose another --store "
+                "or --out."
             )
         from optuna.trial import TrialState
 

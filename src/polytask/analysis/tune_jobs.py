@@ -15,11 +15,11 @@ from polytask.errors import TrainingError
 from polytask.evaluation import CompositeIndex, Criterion, Scores
 from polytask.evaluation.criterion import MEAN_IMPROVEMENT
 from polytask.models import MultiTaskModel
-from polytask.recipes.build import build, make_model
+from polytask.recipes.build import build, make_index, make_model
 from polytask.recipes.load import load_recipe
 from polytask.recipes.schema import Recipe
 from polytask.training.callbacks import Callback
-from polytask.training.fit import prepare_model, seeded, train
+from polytask.training.fit import seeded, train
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -134,9 +134,7 @@ def _prepared(
             built = build(recipe)
             return built.model, built.sources["train"], built.sources["validation"], built.index
         model = make_model(recipe, rows.schema, rows.tasks)
-        prepare_model(model, rows.sources["train"])
-    index = None if recipe.index is None else CompositeIndex(recipe.index, model.tasks)
-    return model, rows.sources["train"], rows.sources["validation"], index
+    return model, rows.sources["train"], rows.sources["validation"], make_index(recipe, rows.tasks)
 
 
 @functools.cache

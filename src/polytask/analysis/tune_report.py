@@ -167,7 +167,9 @@ def _trials(of: Tuning) -> Section:
     return section(
         "trials",
         "All trials",
-        Paragraph(f"{share} of the trials ran to their end. Validation rows; higher is better, with the sign turned where "
-                  "less is better."),
+        Paragraph(
+            f"{share} of the trials ran to their end. Scores are of the validation rows; higher is better, with the "
+            "sign turned where less is better."
+        ),
         Table(tuple(columns), tuple(rows), caption=plural(len(rows), "trial"), folded=len(rows) > FOLD),
-    )  # fmt: skip
+    )

@@ -11,9 +11,8 @@ import time
 import pytest
 
 import polytask as pt
-from polytask.analysis import compare as comparing
 from polytask.analysis.comparison import Comparison
-from polytask.analysis.rows import open_rows, write_rows
+from polytask.analysis.rows import open_rows, read_part, write_rows
 from polytask.api import run
 from polytask.errors import DataError, RecipeError, TrainingError
 from polytask.recipes.build import build
@@ -86,21 +85,6 @@ def test_a_method_and_a_seed_are_added_and_the_rest_is_kept(copied, recipe):
     after = results(copied)
     assert {name: after[name] for name in before} == before
     assert found["mmoe(experts=2) + uncertainty"].parameters > found["hard + equal"].parameters
-    # Nothing new to train, and the same figures.
-    again = pt.compare(recipe, jobs=1, out=copied)
-    assert again.trained == 0
-    assert again.to_dict()["figures"] == found.to_dict()["figures"]
-
-
-def test_test_rows_are_not_on_disk_before_the_end(recipe, tmp_path, monkeypatch):
-    seen = []
-    out = tmp_path / "out"
-
-    def look(text):
-        seen.append((text.startswith("Scoring"), (out / "rows" / "test.safetensors").exists()))
-
-    pt.compare(recipe, balancers="equal", seeds=1, jobs=1, out=out, say=look)
-    assert seen == [(False, False), (False, False), (True, False)]
 
 
 def test_a_worker_that_trains_cannot_read_test_rows(recipe, tmp_path):
@@ -110,20 +94,7 @@ def test_a_worker_that_trains_cannot_read_test_rows(recipe, tmp_path):
     assert set(rows.sources) == {"train", "validation"}
     assert len(rows.sources["train"][0]) == len(built.sources["train"][0])
     with pytest.raises(TrainingError, match="There is no checkpoint"):
-        comparing_read(tmp_path)
-
-
-def comparing_read(folder):
-    from polytask.analysis.rows import read_part
-
-    return read_part(folder, "test")
-
-
-def test_single_seed_says_that_no_interval_can_be_given(recipe, tmp_path):
-    found = pt.compare(recipe, balancers="equal", seeds=1, jobs=1, out=tmp_path / "one")
-    assert found.conclusion[0].startswith("With one seed no interval can be given")
-    assert "one seed, so no interval can be given" in (tmp_path / "one" / "table.md").read_text()
-    assert not found.interval("separate", "up", "auroc").known
+        read_part(tmp_path, "test")
 
 
 def test_other_recipe_data_budget_or_folder(copied, recipe, table, tmp_path):
@@ -175,19 +146,49 @@ def test_two_processes_do_not_share_a_folder(copied, recipe):
         pt.compare(recipe, out=copied, jobs=1)
 
 
-def test_a_run_that_diverges_is_a_result_and_not_the_end(recipe, tmp_path):
+def test_one_seed_a_training_that_diverges_and_test_rows_that_are_not_on_disk_before_the_end(recipe, tmp_path):
+    seen = []
+    out = tmp_path / "out"
+
+    def look(text):
+        seen.append((text.startswith("Scoring"), (out / "rows" / "test.safetensors").exists()))
+
     huge = {"name": "static", "weights": {"up": 1e38, "size": 1e38, "kind": 1e38}}
     plain = {**recipe, "training": {**recipe["training"], "optimizer": "sgd"}}
-    found = pt.compare(plain, balancers=["equal", huge], seeds=2, jobs=1, out=tmp_path / "out")
+    found = pt.compare(plain, balancers=["equal", huge], seeds=1, jobs=1, out=out, say=look)
+    assert seen == [(False, False), (False, False), (False, False), (True, False)]
+    assert found.conclusion[0].startswith("With one seed no interval can be given")
+    assert "one seed, so no interval can be given" in (out / "table.md").read_text()
+    assert not found.interval("separate", "up", "auroc").known
     (name,) = [name for name in found.names() if "static" in name]
-    assert set(found[name].failed) == {3, 4}
-    assert any(f"{name} failed with 2 of 2 seeds" in line for line in found.conclusion)
-    assert "Trainings that failed" in (tmp_path / "out" / "report.html").read_text()
-    assert Comparison.load(tmp_path / "out").to_dict() == found.to_dict()
+    assert set(found[name].failed) == {3}
+    assert any(f"{name} failed with 1 of 1 seeds" in line for line in found.conclusion)
+    assert "Trainings that failed" in (out / "report.html").read_text()
+    assert Comparison.load(out).to_dict() == found.to_dict()
+
+
+def test_a_search_chooses_on_validation_rows_and_is_reused(recipe, tmp_path):
+    asked = {"balancers": "cagrad", "baselines": "tuned_static", "budget": "trials=3", "seeds": 2, "jobs": 1}
+    found = pt.compare(recipe, out=tmp_path / "out", **asked)
+    assert found.trained == 3 * 3 + 3  # three methods; the chosen trial is the first seed's training
+    for method in found.methods:
+        assert len(method.trials) == 3
+        best = max(method.trials, key=lambda trial: trial["value"])
+        assert method.settings == best["settings"]
+        assert "training.lr" in method.settings
+    assert "balancer.c" in found["hard + cagrad"].settings
+    assert {f"balancer.weights.{task}" for task in ("up", "size", "kind")} < set(found["tuned_static"].settings)
+    assert len(list((tmp_path / "out" / "weights").iterdir())) == 3 * 2
+    # Chosen again from the store alone, after the results are gone.
+    (tmp_path / "out" / "results.json").unlink()
+    again = pt.compare(recipe, out=tmp_path / "out", jobs=1)
+    assert again.trained == 0
+    assert [m.settings for m in again.methods] == [m.settings for m in found.methods]
+    assert again.to_dict()["figures"] == found.to_dict()["figures"]
 
 
 def test_no_results_to_load(tmp_path):
-    with pytest.raises(DataError, match="has no results.json"):
+    with pytest.raises(DataError, match=r"has no results\.json"):
         Comparison.load(tmp_path)
 
 
@@ -195,4 +196,3 @@ def test_torchrun_is_refused(recipe, tmp_path, monkeypatch):
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="without torchrun"):
         pt.compare(recipe, out=tmp_path / "out")
-    assert comparing is not None

@@ -12,6 +12,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -27,18 +28,22 @@ def main() -> None:
     sys.path[:] = hello["path"]
     jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
-    _prepare()
+    if hello["warm"]:
+        _prepare()
     _answer(answers, {"ready": True})
     context: Any = None
     while True:
         job = jobs.get()
+        began = time.perf_counter()
         try:
             if context is None and hello["context"] is not None:
                 context = _call(hello["context"], (), hello["context_arguments"])
-            value = _call(job["function"], () if context is None else (context,), job["arguments"])
-            _answer(answers, {"value": value})
+            # Text at once, so that a result that is no plain data is an error of the job.
+            value = json.dumps(_call(job["function"], () if context is None else (context,), job["arguments"]))
+            answer: dict[str, Any] = {"value": json.loads(value)}
         except Exception as error:
-            _answer(answers, {"error": str(error), "kind": type(error).__name__, "trace": traceback.format_exc()})
+            answer = {"error": str(error), "kind": type(error).__name__, "trace": traceback.format_exc()}
+        _answer(answers, {**answer, "seconds": time.perf_counter() - began})
 
 
 def _listen(jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
@@ -78,8 +83,7 @@ def _call(function: str, before: tuple[Any, ...], arguments: Mapping[str, Any]) 
 
 
 def _answer(answers: TextIO, message: Mapping[str, Any]) -> None:
-    # A number that is not finite has no place in JSON; jobs write None.
-    answers.write(json.dumps(message, allow_nan=False) + "\n")
+    answers.write(json.dumps(message) + "\n")
     answers.flush()
 
 

@@ -50,7 +50,10 @@ def finished(recipe, tmp_path_factory):
 
 
 class HerePool:
-    """A pool that works in this process, since processes take seconds to start. Does a job when it is waited for; arguments and results go through JSON, as they do between processes."""
+    """Works in this process, since processes take seconds to start, and does a job when it is waited for.
+
+    Arguments and results go through JSON, as they do between processes.
+    """
 
     def __init__(self, workers, *, context, context_arguments, on_event=None):
         self._make, self._jobs, self._context = (context, context_arguments), [], None
@@ -79,7 +82,9 @@ class HerePool:
         return Outcome(job, json.loads(json.dumps(value, allow_nan=False)))
 
 
-@pytest.fixture
-def here(monkeypatch):
+@pytest.fixture(scope="module")
+def here():
     """Jobs of a workshop are done in this process."""
-    monkeypatch.setattr(workshop, "Pool", HerePool)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workshop, "Pool", HerePool)
+        yield

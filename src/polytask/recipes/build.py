@@ -114,9 +114,14 @@ def build(recipe: Recipe) -> Built:
     return Built(model, parts, preprocessor.schema, columns, tuple(notes), skipped, resolved, index, decision)
 
 
+def make_index(recipe: Recipe, tasks: Sequence[Task]) -> CompositeIndex | None:
+    """The recipe's composite index over fitted tasks, or None."""
+    return None if recipe.index is None else CompositeIndex(recipe.index, {task.name: task for task in tasks})
+
+
 def _over_tasks(recipe: Recipe, tasks: Mapping[str, Task]) -> tuple[CompositeIndex | None, Decision | None]:
     """Index and decision of a recipe; a mistake in them, or in what selects, is found before anything trains."""
-    index = CompositeIndex(recipe.index, tasks) if recipe.index is not None else None
+    index = make_index(recipe, list(tasks.values()))
     if recipe.training.select != "last":
         Criterion(recipe.training.select, tasks, index)
     return index, Decision(recipe.decision, tasks) if recipe.decision is not None else None

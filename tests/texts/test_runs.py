@@ -167,6 +167,26 @@ def test_a_frame_with_lists_of_words_is_read_as_text(flights):
     assert infer_inputs(pl.DataFrame(flights), exclude=["slots", "dated"]) == {"words": "text"}
 
 
+def test_pairs_of_texts_through_a_recipe(flights, tmp_path):
+    frame = pl.DataFrame(flights).with_columns(other=pl.col("words").reverse())
+    frame.write_parquet(tmp_path / "pairs.parquet")
+    same = {"type": "binary", "column": "dated"}
+    inputs = {"words": {"kind": "text", "pair": "other"}}
+    run = pt.run(
+        recipe_of(tmp_path / "pairs.parquet", tasks={"same": same}, inputs=inputs), out=tmp_path / "run", progress=False
+    )
+    assert run.scores["same"]["auroc"] > 0.5
+    predictor = pt.load(tmp_path / "run" / "bundle")
+    found = predictor.predict({"words": ["fly to rome"], "other": ["friday"]})
+    assert found.height == 1
+    with pytest.raises(DataError, match="no input column 'other'"):
+        predictor.predict({"words": ["fly"]})
+    with pytest.raises(RecipeError, match=r"inputs.dated is the target of a task"):
+        build(load_recipe(recipe_of(tmp_path / "pairs.parquet", inputs={"words": {"kind": "text", "pair": "dated"}})))
+    with pytest.raises(DataError, match="'words' is a pair of them"):
+        build(load_recipe(recipe_of(tmp_path / "pairs.parquet", inputs=inputs)))
+
+
 def test_wrong_recipes_are_named(table, folder, tmp_path):
     with pytest.raises(RecipeError, match=r"Unknown format 'conl'.*Did you mean 'conll'"):
         load_recipe(recipe_of(table, data={"table": str(table), "format": "conl", "columns": ["a"]}))

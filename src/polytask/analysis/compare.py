@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from polytask.analysis import trees
-from polytask.analysis.comparison import Comparison, MethodResult, TaskFacts
+from polytask.analysis.comparison import Comparison
 from polytask.analysis.folder import Budget, Folder, Plan, Work, identity
 from polytask.analysis.jobs import Result
+from polytask.analysis.method_result import MethodResult, TaskFacts
 from polytask.analysis.methods import TUNED_STATIC, Given, Method, choose
 from polytask.analysis.pool import Pool
 from polytask.analysis.rows import digest, write_rows
@@ -162,7 +163,7 @@ def _try_out(method: Method, base: Mapping[str, Any], built: Built) -> None:
 
 def _criterion(built: Built) -> Criterion:
     select = built.recipe.training.select
-    return Criterion(MEAN_IMPROVEMENT if select == "last" else select, built.model.tasks)
+    return Criterion(MEAN_IMPROVEMENT if select == "last" else select, built.model.tasks, built.index)
 
 
 def _result(

@@ -53,6 +53,7 @@ class Outcome:
         error: What its exception said, or None.
         kind: Class name of the exception.
         trace: Its traceback.
+        seconds: How long the worker took.
         attempts: How often it was started: 1, or more if a worker died over it.
     """
 
@@ -61,6 +62,7 @@ class Outcome:
     error: str | None = None
     kind: str = ""
     trace: str = ""
+    seconds: float = 0.0
     attempts: int = 1
 
 
@@ -78,10 +80,11 @@ class Pool:
         retries: How often a job is started again after its worker died.
         threads: Threads of a worker; None shares the cores out, with one thread each where there are as many
             workers as cores. A smaller ``OMP_NUM_THREADS`` of the caller's counts.
+        warm: Whether workers load what training needs as they start, so that no job is charged for it.
         on_event: Gets a sentence when a worker died and its job is started again.
 
     Example:
-        >>> with Pool(1) as pool:
+        >>> with Pool(1, warm=False) as pool:
         ...     outcomes = pool.run([Job("root", "math:sqrt", {}), Job("sum", "statistics:mean", {"data": [1, 3]})])
         >>> outcomes["sum"].value, outcomes["root"].kind
         (2, 'TypeError')
@@ -95,9 +98,11 @@ class Pool:
         context_arguments: Mapping[str, Any] | None = None,
         retries: int = 2,
         threads: int | None = None,
+        warm: bool = True,
         on_event: Callable[[str], None] | None = None,
     ):
-        self._hello = {"path": sys.path, "context": context, "context_arguments": dict(context_arguments or {})}
+        arguments = dict(context_arguments or {})
+        self._hello = {"path": sys.path, "context": context, "context_arguments": arguments, "warm": warm}
         self._retries, self._on_event = retries, on_event or (lambda text: None)
         self._environment = {**os.environ, **dict.fromkeys(THREADS, str(threads or _threads(workers)))}
         self._answers: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()

@@ -21,6 +21,7 @@ from polytask.training.fit import Run, prepare_model, seeded
 from polytask.training.fit import train as train_sources
 from polytask.training.runtime import Runtime
 from polytask.training.settings import (
+    AugmentSettings,
     OptimizerSettings,
     PenaltySettings,
     RateSettings,
@@ -52,6 +53,7 @@ def fit(
     clip: float | None = None,
     penalties: PenaltySettings | None = None,
     input_noise: float = 0.0,
+    augment: AugmentSettings | None = None,
     sampler: str | Mapping[str, Any] = "proportional",
     select: str = "mean_improvement",
     index: str | Mapping[str, Any] | None = None,
@@ -94,6 +96,7 @@ def fit(
         clip: Largest norm of the gradient.
         penalties: L1, L2, elastic net; weights of the sharing's penalties.
         input_noise: Deviation of the noise on floating inputs.
+        augment: Random changes of images that boxes and masks follow.
         sampler: How separate sources take turns.
         select: Criterion for the best weights, or ``last``.
         index: One number over several tasks, such as ``"0.7*income.auroc + 0.3*education.accuracy"``, as in a recipe.
@@ -145,6 +148,7 @@ def fit(
         clip=clip,
         penalties=penalties or PenaltySettings(),
         input_noise=input_noise,
+        augment=augment or AugmentSettings(),
         sampler=sampler,
         select=select,
         patience=patience,

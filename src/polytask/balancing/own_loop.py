@@ -14,7 +14,7 @@ from polytask.balancing.engines.choose import engine
 from polytask.balancing.engines.core import Options, Sums
 from polytask.balancing.engines.features import FeatureEngine
 from polytask.balancing.engines.gradients import add_gradients
-from polytask.balancing.engines.node import Link, aliases, unreached
+from polytask.balancing.engines.node import Column, Link, aliases, unreached
 from polytask.balancing.types import Losses, MicroBatch, Reduce, StepReport
 from polytask.errors import BalancerError, unknown
 
@@ -151,11 +151,12 @@ def _at_features(
         mine = found[: len(zs)]
         if all(row is None for row in mine):
             raise BalancerError(unreached(tuple(features), [task]))
-        rows.append([torch.zeros_like(z) if row is None else row for row, z in zip(mine, zs, strict=True)])
+        rows.append(mine)
         add_gradients(own, found[len(zs) :])
-    stacks = [torch.stack(column) for column in zip(*rows, strict=True)]
-    combined, report = runner.balance(stacks, runner.reduced(total.stack(tasks)), tasks)
-    torch.autograd.backward(zs, combined, inputs=runner.shared)
+    columns = list(zip(*rows, strict=True))
+    used = [place for place, column in enumerate(columns) if any(row is not None for row in column)]
+    combined, report = runner.balance([columns[place] for place in used], runner.reduced(total.stack(tasks)), tasks)
+    torch.autograd.backward([zs[place] for place in used], combined, inputs=runner.shared)
     return report
 
 
@@ -273,7 +274,7 @@ class Node:
             raise BalancerError(unreached(("features",), tuple(losses)))
         return self._report
 
-    def _combine(self, stacks: list[Tensor]) -> list[Tensor]:
+    def _combine(self, columns: list[Column]) -> list[Tensor]:
         assert self._link is not None
         present = self._link.present
         values = None
@@ -281,7 +282,7 @@ class Node:
             total = Sums()
             total.add(Losses(self._losses))
             values = self.engine.reduced(total.stack(present))
-        combined, self._report = self.engine.balance(stacks, values, present)
+        combined, self._report = self.engine.balance(columns, values, present)
         return combined
 
 

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from polytask.data.batch import first_tensor, joined_rows, map_tensors
+from polytask.data.images import with_folder
 from polytask.data.preprocess import TablePreprocessor
 from polytask.data.schema import TableSchema
+from polytask.data.source import TensorSource
+from polytask.data.targets import target_columns
 from polytask.errors import DataError, unknown
 from polytask.evaluation import CompositeIndex, Decision
 from polytask.models import MultiTaskModel
@@ -65,12 +68,18 @@ class Predictor:
                 raise DataError(f"This model takes tensors or arrays, as in training; got {type(data).__name__}.")
             return tensors
         if isinstance(data, str | Path):
-            data = read_table(data)
+            data = self.located(read_table(data), Path(data).parent)
         elif isinstance(data, Mapping):
             import polars as pl
 
             data = pl.DataFrame(dict(data))
         return self.preprocessor.inputs(as_frame(data))
+
+    def located(self, frame: pl.DataFrame, folder: Path) -> pl.DataFrame:
+        """A table whose relative paths of images, inputs and masks, are taken from a folder."""
+        inputs = () if self.preprocessor is None else self.preprocessor.schema.images
+        masks = [name for t in self.model.tasks.values() if t.target.form == "mask" for name in target_columns(t)]
+        return with_folder(frame, [*(image.name for image in inputs), *masks], folder)
 
     def raw(self, data: Any, tasks: Sequence[str] | None = None, batch_size: int = 8192) -> dict[str, Tensor]:
         """Raw outputs by task, ``[rows, ...]``, on the CPU."""
@@ -83,16 +92,16 @@ class Predictor:
         for task in tasks or ():
             if task not in self.model.tasks:
                 raise DataError(unknown("task", task, self.model.tasks))
-        inputs = self.inputs(data)
-        tensor = first_tensor(inputs)
-        rows = 0 if tensor is None else len(tensor)
+        source = TensorSource(self.inputs(data), {})
         wanted = tuple(tasks or self.tasks)
         parts: dict[str, list[Tensor]] = {task: [] for task in wanted}
-        for start in range(0, rows, batch_size):
-            piece = map_tensors(inputs, lambda t, a=start: t[a : a + batch_size].to(self.device))  # type: ignore[misc]
+        order = list(source.readings(batch_size))
+        for rows in order:
+            piece = map_tensors(source.take(rows).inputs, lambda tensor: tensor.to(self.device))
             for task, output in self.model(piece, wanted).items():
                 parts[task].append(keep(task, output).cpu())
-        return {task: joined_rows(outputs) for task, outputs in parts.items()}
+        back = torch.cat(order).argsort()
+        return {task: joined_rows(outputs)[back] for task, outputs in parts.items()}
 
     def predict(self, data: Any, tasks: Sequence[str] | None = None, batch_size: int = 8192) -> pl.DataFrame:
         """Decoded predictions.

@@ -101,10 +101,7 @@ class MTAN(Sharing):
         depths = [state.shape[_channel(state)] for state in read]
         self.links = nn.ModuleList(_link(a, b) for a, b in itertools.pairwise(read))
         self.masks = per_task({task: nn.ModuleList(self._masks(depths)) for task in tasks})
-        if self.paths:
-            return dict.fromkeys(tasks, feature_shape(self.encoder, example))
-        shape = tuple(quietly(self.encoder, lambda: self._end(read[-1])).shape[1:])
-        return dict.fromkeys(tasks, shape)
+        return dict.fromkeys(tasks, feature_shape(self.encoder, example))
 
     def _watched(self, example: Any) -> list[Tensor]:
         """What the named stages return for the example, in the order of the trunk; hooks watch them from now on."""

@@ -19,6 +19,7 @@ from polytask.data.source import Source
 from polytask.errors import TrainingError
 from polytask.evaluation import CompositeIndex, Scores, evaluate
 from polytask.models import MultiTaskModel
+from polytask.training.augment import Augment
 from polytask.training.callbacks import Callback
 from polytask.training.conflicts import ConflictLog
 from polytask.training.partial import Anchor, PartialUpdates
@@ -87,6 +88,9 @@ class Loop:
             engine.balancer.halves,
             self.anchor,
         )
+        if settings.augment.changes:
+            # It draws from the builder's generator, whose state a checkpoint has.
+            self.builder.augment = Augment(settings.augment, model.tasks, self.builder.generator)
         self.conflicts = ConflictLog(engine, settings.monitor_every, settings.log_every, settings.monitor_layers)
         self.recorder = Recorder(settings.log_every, self.conflicts.note_weights)
         self.step = 0

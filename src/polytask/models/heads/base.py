@@ -6,7 +6,9 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from polytask.tasks.task import HeadSpec
 
@@ -62,3 +64,12 @@ class TaskNetwork(nn.Module):
 def same_layers(first: HeadSpec, second: HeadSpec) -> bool:
     """Whether heads of two specs have the same layers, so that one can take the other's place."""
     return replace(first, shift=0.0, scale=1.0) == replace(second, shift=0.0, scale=1.0)
+
+
+def full_precision(layer: nn.Linear, hidden: Tensor) -> Tensor:
+    """An affine map in float32 at least, under autocast as well."""
+    if torch.is_autocast_enabled(hidden.device.type):
+        with torch.autocast(hidden.device.type, enabled=False):
+            return full_precision(layer, hidden)
+    raw = functional.linear(hidden.to(layer.weight.dtype), layer.weight, layer.bias)
+    return raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from polytask.errors import ShapeError
-from polytask.models.heads.base import TaskHead
+from polytask.models.heads.base import TaskHead, full_precision
 from polytask.sharing.layers import dense_stages, vector_from
 from polytask.tasks.task import HeadSpec
 
@@ -22,8 +21,8 @@ class Head(TaskHead):
 
     Args:
         spec: The widths, and what the target is standardised by.
-        shape: The features' shape without the rows: ``(d,)`` or a feature map ``(c, h, w)``, which is
-            averaged over its positions.
+        shape: The features' shape without the rows: ``(d,)``, a feature map ``(c, h, w)``, which is averaged over
+            its positions, or ``(ANY, d)`` of a text, of which the first position is read.
 
     Raises:
         ShapeError: for other feature shapes, or a shift or scale that does not fit the outputs.
@@ -51,23 +50,13 @@ class Head(TaskHead):
     def standardise(self, spec: HeadSpec) -> None:
         """Take the shift and scale of ``spec``; the weights stay as they are."""
         device = self.output.weight.device
-        self.shift = _buffer("shift", spec.shift, 0.0, spec.outputs, device)
-        self.scale = _buffer("scale", spec.scale, 1.0, spec.outputs, device)
+        self.shift = standardising_buffer("shift", spec.shift, 0.0, spec.outputs, device)
+        self.scale = standardising_buffer("scale", spec.scale, 1.0, spec.outputs, device)
         super().standardise(spec)
 
     def forward(self, features: Tensor, inputs: Any = None) -> Tensor:
         """Raw outputs ``[rows, outputs]``, or ``[rows]`` if ``outputs`` is None."""
-        hidden = self.layers(features)
-        if torch.is_autocast_enabled(hidden.device.type):
-            with torch.autocast(hidden.device.type, enabled=False):
-                return self._affine(hidden)
-        return self._affine(hidden)
-
-    def _affine(self, hidden: Tensor) -> Tensor:
-        weight = self.output.weight
-        raw = functional.linear(hidden.to(weight.dtype), weight, self.output.bias)
-        if raw.dtype in (torch.float16, torch.bfloat16):
-            raw = raw.float()
+        raw = full_precision(self.output, self.layers(features))
         if self.scale is not None:
             raw = raw * self.scale
         if self.shift is not None:
@@ -75,9 +64,14 @@ class Head(TaskHead):
         return raw.squeeze(-1) if self.spec.outputs is None else raw
 
 
-def _buffer(
+def standardising_buffer(
     name: str, value: tuple[float, ...] | float, neutral: float, outputs: int | None, device: torch.device
 ) -> Tensor | None:
+    """A head's shift or scale as a tensor; None where it changes nothing.
+
+    Raises:
+        ShapeError: unless there is one number, or one an output.
+    """
     numbers = tuple(value) if isinstance(value, tuple | list) else (float(value),)
     if len(numbers) not in (1, outputs or 1):
         raise ShapeError(f"The head has {outputs or 1} outputs but its {name} has {len(numbers)} numbers.")

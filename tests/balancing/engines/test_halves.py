@@ -263,6 +263,7 @@ def test_what_cannot_work_says_what_can():
     rows = torch.eye(3)
     for words, call in {
         "different rows are different numbers": lambda: engine(modo, model, at="features"),
+        "whose features have nothing in common": lambda: B.Node(modo),
         "accumulate: exact": lambda: engine(modo, model, accumulate="micro"),
         "other half as second=": lambda: B.backward(losses, model.shared_parameters(), balancer=modo),
         "Use it in 'fit'": lambda: B.backward(losses, balancer=build("auto_lambda", tasks=TASKS)),

@@ -11,6 +11,7 @@ from torch import nn
 from polytask import balancing as B
 from polytask.balancing import Losses, MicroBatch, build, engine
 from polytask.balancing.functional.simplex_projection import project_onto_simplex
+from polytask.balancing.transforms import chain, ema_gradients, log_losses, preference
 from polytask.errors import BalancerError
 
 TASKS = ("a", "b", "c")
@@ -255,6 +256,20 @@ def test_doors_hand_on_the_products():
     expected = project_onto_simplex(torch.full((2,), 0.5, dtype=torch.float64) - 0.1 * cross.mean(1))
     torch.testing.assert_close(weights, expected)
     torch.testing.assert_close(B.aggregate(rows, "modo", second=rows.flip(1)), expected @ (rows + rows.flip(1)) / 2)
+
+
+def test_a_chain_hands_the_products_on_as_it_changes_the_gradients():
+    rows = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    other = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    chained = build(chain(preference([1.0, 2.0, 3.0]), "modo"), tasks=TASKS)
+    factors = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    expected = project_onto_simplex(1 / 3 - 0.1 * factors * (rows @ other.T @ (factors / 3)))
+    weights = chained.weigh(rows @ rows.T, None, TASKS, cross=rows @ other.T)
+    torch.testing.assert_close(weights, factors * expected)
+    with pytest.raises(BalancerError, match="works on whole gradients, and 'MoDo' needs"):
+        chain(ema_gradients(), "modo")
+    with pytest.raises(BalancerError, match="it tries out the losses themselves"):
+        chain(log_losses(), "auto_lambda")
 
 
 def test_what_cannot_work_says_what_can():

@@ -253,10 +253,14 @@ class _Worker:
         answers.put((self, None))
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _threads(workers: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     most = os.environ.get("OMP_NUM_THREADS", "")
-    share = max(1, cores // workers)
+    share = max(1, cores() // workers)
     return min(share, int(most)) if most.isdigit() and int(most) else share
 
 

@@ -16,7 +16,9 @@ from polytask.evaluation import (
     roc_curve,
 )
 from polytask.evaluation.confusion import AVERAGES
+from polytask.tasks.metrics_boxes import average_precisions
 from polytask.tasks.metrics_classes import f1_of, precision_of, recall_of
+from polytask.tasks.metrics_maps import iou_of, pixel_matrix
 from polytask.tasks.metrics_tags import count_entities, tag_matrix
 from polytask.tasks.spans import TagSet
 from polytask.tasks.task import Task
@@ -41,6 +43,8 @@ def figures(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
         "ordinal": (_confusion,),
         "multilabel": (_labels,),
         "regression": (_values,),
+        "segmentation": (_parts,),
+        "detection": (_things,),
         "counts": (_values,),
         "tagging": (_tags,),
     }
@@ -79,6 +83,33 @@ def _labels(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
         chosen = {"precision": rates["ppv"], "recall": rates["tpr"], "f1": rates["f1"]}
         rows.append({"label": name, "support": rates["support"], **chosen, "auroc": area})
     return {"labels": rows}
+
+
+def _parts(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
+    """Rates of every class over pixels."""
+    names = task.target.classes or ()
+    matrix = pixel_matrix(outputs.score, outputs.target, outputs.weight, len(names))
+    rates = {"iou": iou_of(matrix), "precision": precision_of(matrix), "recall": recall_of(matrix)}
+    rows = [
+        {"label": name, "support": float(matrix[at].sum()), **{key: float(of[at]) for key, of in rates.items()}}
+        for at, name in enumerate(names)
+    ]
+    return {"labels": rows}
+
+
+def _things(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
+    """Average precisions of every class."""
+    names = task.target.classes or ()
+    arrays = (outputs.score, outputs.target, outputs.weight)
+    rates = {"ap": average_precisions("map", len(names)), "ap_50": average_precisions("map_50", len(names))}
+    found = {name: of(*arrays) for name, of in rates.items()}
+    boxes = [int((outputs.target[..., 0] == at).sum()) for at in range(len(names))]
+    return {
+        "labels": [
+            {"label": name, "support": boxes[at], **{key: float(values[at]) for key, values in found.items()}}
+            for at, name in enumerate(names)
+        ]
+    }
 
 
 def _values(task: Task, outputs: TaskOutputs) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,7 +33,8 @@ def aggregate(
         generator: Source of randomness, for methods that draw.
         options: Options of the method, and inputs of one call where the method takes them: ``order``, row numbers
             in the order in which ``pcgrad`` and ``gradvac`` visit them; ``uniform``, numbers ``[n]`` between 0 and 1
-            for ``graddrop``.
+            for ``graddrop``; ``second``, the Jacobian of the other half of the rows, for methods that need two: the
+            direction is made of the mean of the two.
 
     Returns:
         Direction, shape ``[n]``, in the Jacobian's dtype.
@@ -46,9 +48,16 @@ def aggregate(
         tensor([0.5000, 0.5000])
     """
     _check_matrix("jacobian", jacobian)
+    second = options.pop("second", None)
     method, call = _method(balancer, len(jacobian), generator, options)
     names = method.tasks
     _check_losses(method, losses, len(names))
+    if second is not None or method.halves:
+        call["cross"] = _crossed(method, jacobian, second)
+        jacobian = (jacobian + second) / 2
+    scales = method.loss_scales(names)
+    if scales is not None:
+        jacobian = scales.to(jacobian)[:, None] * jacobian
     if isinstance(method, JacobianAggregator):
         rows = jacobian.to(torch.promote_types(jacobian.dtype, torch.float32))
         with torch.no_grad():
@@ -77,7 +86,8 @@ def weights(
         balancer: A registry key, a mapping with a name, or an instance.
         losses: The tasks' losses, shape ``[m]``, for methods that read them.
         generator: Source of randomness, for methods that draw.
-        options: Options of the method, and inputs of one call where the method takes them.
+        options: Options of the method, and inputs of one call where the method takes them: ``order`` as in
+            ``aggregate``; ``cross``, products ``[m, m]`` of the gradients of two halves of the rows.
 
     Returns:
         Weights, shape ``[m]``, float64 on the CPU.
@@ -98,20 +108,40 @@ def weights(
         )
     _check_losses(method, losses, len(method.tasks))
     known = None if losses is None else losses.detach().to("cpu", torch.float64)
+    scales = method.loss_scales(method.tasks)
     with torch.no_grad():
-        return method.weigh(checked, known, method.tasks, **call).to(torch.float64)
+        if scales is None:
+            return method.weigh(checked, known, method.tasks, **call).to(torch.float64)
+        scales = scales.to(checked)
+        return scales * method.weigh(scales[:, None] * checked * scales, known, method.tasks, **call)
+
+
+def _crossed(method: Balancer, first: Tensor, second: Any) -> Tensor:
+    """Inner products of the rows of two Jacobians, for a method that asks for them."""
+    name = type(method).__name__
+    if not method.halves:
+        raise BalancerError(f"'{name}' makes no use of a second Jacobian. Leave second= out.")
+    if not isinstance(second, Tensor):
+        raise BalancerError(f"'{name}' needs two independent halves. Pass the other half's Jacobian as second=.")
+    if second.shape != first.shape:
+        raise BalancerError(
+            f"second has shape {list(second.shape)} and the jacobian {list(first.shape)}. Both need the same tasks and "
+            "parameters."
+        )
+    _check_matrix("second jacobian", second)
+    return (first.double() @ second.double().T).cpu()
 
 
 def _method(
     balancer: Any, count: int, generator: torch.Generator | None, options: dict[str, Any]
 ) -> tuple[Balancer, dict[str, Any]]:
     """The method, and the inputs that go to its call and not to its constructor."""
-    call: dict[str, Any] = {key: options.pop(key) for key in ("order", "uniform") if key in options}
+    call: dict[str, Any] = {key: options.pop(key) for key in ("order", "uniform", "cross") if key in options}
     tasks = balancer.tasks if isinstance(balancer, Balancer) and balancer.tasks else [str(k) for k in range(count)]
     if len(tasks) != count:
         raise BalancerError(f"The balancer was set up for {len(tasks)} tasks, but the matrix has {count} rows.")
     kind = _kind(balancer)
-    takes = set(inspect.signature(_call_of(kind)).parameters) if kind is not None else set()
+    takes = _inputs_of(kind) if kind is not None else frozenset()
     into_constructor = {key: call.pop(key) for key in list(call) if key not in takes}
     if isinstance(into_constructor.get("order"), Tensor):
         into_constructor["order"] = into_constructor["order"].tolist()
@@ -134,9 +164,11 @@ def _kind(balancer: Any) -> type | None:
     return found if isinstance(found, type) and issubclass(found, Balancer) else None
 
 
-def _call_of(kind: type) -> Callable[..., Any]:
+@functools.cache
+def _inputs_of(kind: type) -> frozenset[str]:
+    """Names of what a call of the method takes."""
     called: Callable[..., Any] = getattr(kind, "aggregate", None) or kind.weigh  # type: ignore[attr-defined]
-    return called
+    return frozenset(inspect.signature(called).parameters)
 
 
 def _check_matrix(what: str, matrix: Tensor) -> None:

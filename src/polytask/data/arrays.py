@@ -195,4 +195,7 @@ def _from_frame(
         )
     check_tag_lengths(frame, preprocessor.schema, found)
     rows = {task.name: encode_weight(frame, weight[task.name]) for task in found if task.name in weight}
-    return TensorSource(preprocessor.inputs(frame), {task.name: encode_target(frame, task) for task in found}, rows)
+    boxes = any(task.target.form == "boxes" for task in found)
+    sizes = preprocessor.image_sizes(frame) if boxes else None
+    targets = {task.name: encode_target(frame, task, sizes=sizes) for task in found}
+    return TensorSource(preprocessor.inputs(frame), targets, rows)

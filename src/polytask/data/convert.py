@@ -11,6 +11,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from polytask.data import dense
 from polytask.data.batch import Batch, joined_rows, map_tensors
 from polytask.data.targets import encode_target
 from polytask.errors import DataError, listed, suggestion
@@ -96,11 +97,13 @@ def as_target(value: Any, task: Task) -> Tensor:
         task: The task.
 
     Returns:
-        Float32, or int64 for classes.
+        Float32, or int64 for classes; a small integer type for masks.
 
     Raises:
         DataError: for a value that the task does not know, or of another shape.
     """
+    if task.target.form in dense.ROWS:
+        return dense.ROWS[task.target.form](value, task)
     if task.target.form == "tags":
         return _tag_numbers(value, task)
     rows = _array(value) if isinstance(value, Tensor) else value

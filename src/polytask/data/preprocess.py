@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 
+from polytask.data.images import holds_files, holds_pixels, image_column, pixels_of, read_images
 from polytask.data.numbers import Floats, fill, find_faults, fit_number, scale_number
 from polytask.data.pretrained import read_tokenizer
 from polytask.data.schema import (
@@ -29,6 +31,8 @@ from polytask.errors import DataError, RecipeError, listed, unknown
 KINDS = ("number", "category", "image", "text")
 SCALES = ("standard", "quantile", "none")
 MISSING = ("indicate", "mean", "error")
+COLOURS = {"rgb": 3, "grey": 1}
+ON_BAD = ("error", "skip")
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class InputSpec:
     """How an input column is read.
 
     Args:
-        kind: ``"number"``, ``"category"``, ``"image"`` (a column of arrays, all of one shape) or ``"text"`` (text,
-            split at its spaces, or lists of words).
+        kind: ``"number"``, ``"category"``, ``"image"`` (paths or the bytes of image files, or arrays of one shape) or
+            ``"text"`` (text, split at its spaces, or lists of words).
         scale: Of numbers: ``"standard"`` (training mean 0 and deviation 1), ``"quantile"`` (to a normal
             distribution by the training quantiles) or ``"none"``.
         missing: Of numbers: ``"indicate"`` (the training mean, and an input that says so if training rows
@@ -46,6 +50,10 @@ class InputSpec:
             of unseen ones.
         bins: Of numbers: quantile bins, whose edges the schema keeps for piecewise-linear embeddings.
         impute_infinite: Of numbers: infinite values count as missing instead of raising an error.
+        size: Of images from files: height and width that they are resized to; None if all have one size.
+        colour: Of images from files: ``"rgb"`` or ``"grey"``.
+        on_bad: Of images from files: what to do with a row whose image is missing or cannot be read, ``"error"`` or
+            ``"skip"`` (the row is left out, counted, with a warning).
         lowercase: Of words: whether their case is left to their characters.
         longest_word: Of words: characters that are read.
         tokenizer: Of texts: a pretrained model whose tokenizer cuts them, by its name in a hub or its folder; a
@@ -68,6 +76,15 @@ class InputSpec:
     min_count: int = 1
     bins: int = 48
     impute_infinite: bool = False
+    size: tuple[int, int] | None = None
+    colour: str = "rgb"
+    on_bad: str = "error"
+
+    @property
+    def channels(self) -> int:
+        """Of images from files."""
+        return COLOURS[self.colour]
+
     lowercase: bool = True
     longest_word: int = 20
     tokenizer: str | None = None
@@ -79,6 +96,8 @@ class InputSpec:
             ("kind of input", self.kind, KINDS),
             ("scale", self.scale, SCALES),
             ("missing", self.missing, MISSING),
+            ("colour", self.colour, COLOURS),
+            ("on_bad", self.on_bad, ON_BAD),
         ):
             if value not in known:
                 raise RecipeError(unknown(what, value, known))
@@ -86,6 +105,8 @@ class InputSpec:
             count = getattr(self, what)
             if count < 1:
                 raise RecipeError(f"{what} is {count}; it has to be 1 or more.")
+        if self.size is not None and min(self.size) < 1:
+            raise RecipeError(f"size is {list(self.size)}; give height and width in pixels, 1 or more.")
 
 
 class TablePreprocessor:
@@ -130,7 +151,7 @@ class TablePreprocessor:
         """
         if not inputs:
             raise DataError(f"There are no input columns. The table has: {listed(frame.columns)}. Name some as inputs.")
-        numbers, categories, arrays, texts = [], [], {}, []
+        numbers, categories, images, arrays, texts = [], [], [], {}, []
         for name, spec in inputs.items():
             series = column_of(frame, name, "input column")
             if spec.kind == "number":
@@ -139,9 +160,12 @@ class TablePreprocessor:
                 categories.append(_fit_category(series, spec.min_count))
             elif spec.kind == "text":
                 texts.append(_fit_text(_texts(frame, name, spec.pair), spec))
+            elif holds_files(series) or holds_pixels(series):
+                images.append(image_column(series, spec.size, spec.channels))
             else:
-                arrays[name] = _arrays(series, None).shape[1:]
-        return cls(TableSchema(tuple(numbers), tuple(categories), arrays, texts=tuple(texts)))
+                arrays[name] = _array_shape(series)
+        schema = TableSchema(tuple(numbers), tuple(categories), arrays, images=tuple(images), texts=tuple(texts))
+        return cls(schema)
 
     def inputs(self, frame: pl.DataFrame) -> Any:
         """What the model takes: the tensors of ``transform``, or those of the only column where the schema says so."""
@@ -157,9 +181,9 @@ class TablePreprocessor:
         Returns:
             As far as there are such columns: ``"numbers"`` float32 ``[n, d]``; ``"missing"`` float32
             ``[n, d']``, 1 where a value was missing, with a column for each number column of which training
-            rows lacked values; ``"categories"`` int64 ``[n, c]``; every image column under its name, float32
-            ``[n, ...]``, its values as they are; and every text column under its name, a dict of tensors
-            (``data.text.encode_text``).
+            rows lacked values; ``"categories"`` int64 ``[n, c]``; every image column under its name,
+            float32 ``[n, ...]``, its values as they are, or uint8 ``[n, 1 or 3, h, w]`` where they come from files or
+            are bytes; and every text column under its name, a dict of tensors (``data.text.encode_text``).
 
         Raises:
             DataError: if a column is missing (the nearest is named), a value does not parse, is infinite or
@@ -183,9 +207,16 @@ class TablePreprocessor:
             result["categories"][:, place] = torch.from_numpy(encode_category(series, category.values))
         for name, shape in schema.arrays.items():
             result[name] = torch.from_numpy(_arrays(column_of(frame, name, "input column"), tuple(shape)))
+        for image in schema.images:
+            result[image.name] = torch.from_numpy(pixels_of(column_of(frame, image.name, "input column"), image))
         for text in schema.texts:
             result[text.name] = encode_text(_texts(frame, text.name, text.pair), text)
         return result
+
+    def image_sizes(self, frame: pl.DataFrame) -> NDArray[np.int64] | None:
+        """Height and width of every row's image file ``[rows, 2]``; None unless there is one column of such files."""
+        names = [image.name for image in self.schema.images if holds_files(column_of(frame, image.name))]
+        return read_images(frame.get_column(names[0]), (1, 1)).sizes if len(names) == 1 else None
 
 
 def encode_category(series: pl.Series, values: tuple[str, ...]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -251,6 +282,11 @@ def _numbers(frame: pl.DataFrame, column: NumberColumn) -> tuple[Floats, np.ndar
     parsed = parse_numbers(column_of(frame, column.name, "input column"))
     values, gone = find_faults(column.name, parsed, column.impute_infinite, column.missing == "error")
     return fill(values, gone, column.mean), gone
+
+
+def _array_shape(series: pl.Series) -> tuple[int, ...]:
+    # Stacking all training images to learn this would take as much memory again.
+    return tuple(series.dtype.shape) if isinstance(series.dtype, pl.Array) else _arrays(series, None).shape[1:]
 
 
 def _arrays(series: pl.Series, shape: tuple[int, ...] | None) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -72,6 +72,21 @@ class CategoryColumn:
 
 
 @dataclass(frozen=True)
+class ImageColumn:
+    """A column of images as it was in the training data.
+
+    Args:
+        name: The column's name.
+        size: Height and width that the model reads.
+        channels: 3 for colours, 1 for grey.
+    """
+
+    name: str
+    size: tuple[int, int]
+    channels: int
+
+
+@dataclass(frozen=True)
 class TextColumn:
     """A text column as it was in the training data: a vocabulary of words, or the tokenizer of a pretrained model.
 
@@ -104,7 +119,8 @@ class TableSchema:
     Args:
         numbers: Columns of the tensor ``"numbers"``.
         categories: Columns of the tensor ``"categories"``.
-        arrays: Array columns (images) by name, with the shape of one row.
+        arrays: Array columns by name, with the shape of one row.
+        images: Columns of images from files, or of bytes.
         single: Whether the model takes the only column's tensors themselves, not a dict of them by name.
         texts: Text columns.
 
@@ -120,6 +136,7 @@ class TableSchema:
     categories: tuple[CategoryColumn, ...] = ()
     arrays: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: _NO_ARRAYS)
     single: bool = False
+    images: tuple[ImageColumn, ...] = ()
     texts: tuple[TextColumn, ...] = ()
 
     @property
@@ -134,6 +151,7 @@ class TableSchema:
             "categories": [{"name": c.name, "values": list(c.values)} for c in self.categories],
             "arrays": {name: list(shape) for name, shape in self.arrays.items()},
             "single": self.single,
+            "images": [asdict(c) | {"size": list(c.size)} for c in self.images],
             "texts": [asdict(c) | {"words": list(c.words), "characters": list(c.characters)} for c in self.texts],
         }
 
@@ -150,6 +168,7 @@ class TableSchema:
                 for c in plain["numbers"]
             )
             categories = tuple(CategoryColumn(c["name"], tuple(c["values"])) for c in plain["categories"])
+            images = tuple(ImageColumn(**{**c, "size": tuple(c["size"])}) for c in plain.get("images", ()))
             texts = tuple(
                 TextColumn(**{**c, "words": tuple(c["words"]), "characters": tuple(c["characters"])})
                 for c in plain.get("texts", ())
@@ -159,4 +178,4 @@ class TableSchema:
             raise DataError(
                 f"The stored table schema cannot be read: {error}. It was written by something else."
             ) from error
-        return cls(numbers, categories, arrays, bool(plain["single"]), texts)
+        return cls(numbers, categories, arrays, bool(plain["single"]), images, texts)

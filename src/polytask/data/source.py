@@ -188,6 +188,11 @@ class TensorSource(Source):
     def __len__(self) -> int:
         return len(self._all)
 
+    @property
+    def rows(self) -> Batch:
+        """All rows, without a copy."""
+        return self._all
+
     def take(self, rows: Tensor) -> Batch:
         """The rows with these numbers, in this order, as one Batch."""
         found = self._all.map(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from polytask import registry
+from polytask.data import dense
+from polytask.data.boxes import box_labels, box_rows
 from polytask.data.table import as_text, column_of, parse_numbers
 from polytask.data.tags import encode_tags, read_tags
 from polytask.errors import DataError, listed, suggestion
@@ -19,6 +23,8 @@ TRUE = ("1", "true", "yes", "y", "t")
 FALSE = ("0", "false", "no", "n", "f")
 SEPARATOR = "|"
 """Between the labels of a row, where one column holds them all."""
+CLASSED = ("class", "labels", "distribution", "tags", "boxes")
+"""Forms of targets that have classes."""
 
 
 def target_columns(task: Task) -> tuple[str, ...]:
@@ -38,7 +44,7 @@ def fit_target(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR) -
         DataError: if the classes cannot be told from the data, or the declared positive value never occurs.
     """
     found: dict[str, object] = {}
-    if task.target.form in ("class", "labels", "distribution", "tags") and task.target.classes is None:
+    if task.target.form in CLASSED and task.target.classes is None:
         found["classes"] = list(infer_classes(frame, task, separator=separator))
     elif task.target.form == "binary":
         positive = infer_positive(frame, task)
@@ -63,6 +69,8 @@ def infer_classes(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR
     if len(columns) > 1:
         return columns
     series = column_of(frame, columns[0], f"target column of task '{task.name}'")
+    if task.target.form == "boxes":
+        return box_labels(box_rows(series, _where(task, series)), f"column '{series.name}'")
     inner = series.dtype.inner if isinstance(series.dtype, pl.List) else series.dtype
     if isinstance(inner, pl.Enum) and not task.target.repair:
         return tuple(inner.categories)
@@ -109,13 +117,17 @@ def infer_positive(frame: pl.DataFrame, task: Task) -> str | None:
     return None
 
 
-def encode_target(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR) -> Tensor:
+def encode_target(
+    frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR, sizes: NDArray[Any] | None = None
+) -> Tensor:
     """The target of a task, as its TargetSpec says.
 
     Args:
         frame: Rows with the target's columns.
         task: A task whose classes are known (see ``fit_target``).
         separator: Between the labels of a row, for ``"labels"`` in a single column.
+        sizes: Height and width of each row's image ``[rows, 2]``, in whose pixels boxes are; None if those are in
+            pixels of the task's size.
 
     Returns:
         A tensor of ``frame.height`` rows; missing values are -1 for classes and NaN for all else.
@@ -125,6 +137,9 @@ def encode_target(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR
             an infinite one, a count that is negative or broken, soft labels that do not add up to 1. The
             message names record (from 1, without the header), column and value.
     """
+    if task.target.form in dense.COLUMNS:
+        series = _only_column(frame, task)
+        return dense.COLUMNS[task.target.form](series, task, _where(task, series), sizes)
     if task.target.form not in _FORMS:
         raise DataError(f"Task '{task.name}' has targets of the form '{task.target.form}', which no table can hold.")
     return _FORMS[task.target.form](frame, task, separator)

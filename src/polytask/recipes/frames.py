@@ -26,11 +26,18 @@ class Sheet:
         name: What errors call it.
         frame: Its rows.
         parts: Row numbers of ``train``, ``validation`` or ``test``; None stands for all rows.
+        sizes: Height and width of each row's image ``[rows, 2]``, if its images come from one column of files.
     """
 
     name: str
     frame: pl.DataFrame
     parts: dict[str, Rows | None]
+    sizes: Rows | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the relative paths in its cells start: the folder of the file."""
+        return Path(self.name).parent
 
     def rows(self, part: str) -> pl.DataFrame:
         """The rows of one part."""

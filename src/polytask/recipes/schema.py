@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from polytask.data.preprocess import InputSpec
 from polytask.data.table import NA
 from polytask.errors import RecipeError, unknown
+from polytask.evaluation import DecisionSettings, IndexSettings
 from polytask.training.settings import TrainingSettings
 
 FORMATS = ("auto", "conll")
@@ -137,6 +138,10 @@ class Recipe:
         model: The network.
         balancer: A name or ``{name: ..., options}``.
         training: How to train.
+        index: One number over the metrics of several tasks: an expression such as
+            ``0.7*income.auroc + 0.3*education.accuracy``, or settings. ``training.select: index`` selects by it.
+        decision: A rule such as ``approve if income > 0.8 and risk < 0.1 else decline``, a list of rules, or
+            settings; predictions get a column with it.
         report: What the report shows.
     """
 
@@ -148,6 +153,8 @@ class Recipe:
     model: ModelSettings = field(default_factory=ModelSettings)
     balancer: str | Mapping[str, Any] = "equal"
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    index: str | IndexSettings | None = None
+    decision: str | tuple[str, ...] | DecisionSettings | None = None
     report: ReportSettings = field(default_factory=ReportSettings)
 
     def __post_init__(self) -> None:

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from polytask.data.batch import first_tensor, joined_rows, map_tensors
+from polytask.data.images import with_folder
 from polytask.data.preprocess import TablePreprocessor
 from polytask.data.schema import TableSchema
 from polytask.data.source import TensorSource
+from polytask.data.targets import target_columns
 from polytask.errors import DataError, unknown
+from polytask.evaluation import CompositeIndex, Decision
 from polytask.models import MultiTaskModel
 from polytask.serving.bundle import read_model, read_spec
 from polytask.training.runtime import Runtime
@@ -29,14 +32,22 @@ class Predictor:
         model: A trained model.
         preprocessor: Turns a table into inputs; None if inputs are tensors already.
         device: Where to compute.
+        decision: Decides for every row, or None.
+        index: One number over the tasks for scores, or None.
     """
 
     def __init__(
-        self, model: MultiTaskModel, preprocessor: TablePreprocessor | None = None, device: str | torch.device = "cpu"
+        self,
+        model: MultiTaskModel,
+        preprocessor: TablePreprocessor | None = None,
+        device: str | torch.device = "cpu",
+        decision: Decision | None = None,
+        index: CompositeIndex | None = None,
     ):
         self.model = model.to(device).eval()
         self.preprocessor = preprocessor
         self.device = torch.device(device)
+        self.decision, self.index = decision, index
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -57,12 +68,18 @@ class Predictor:
                 raise DataError(f"This model takes tensors or arrays, as in training; got {type(data).__name__}.")
             return tensors
         if isinstance(data, str | Path):
-            data = read_table(data)
+            data = self.located(read_table(data), Path(data).parent)
         elif isinstance(data, Mapping):
             import polars as pl
 
             data = pl.DataFrame(dict(data))
         return self.preprocessor.inputs(as_frame(data))
+
+    def located(self, frame: pl.DataFrame, folder: Path) -> pl.DataFrame:
+        """A table whose relative paths of images, inputs and masks, are taken from a folder."""
+        inputs = () if self.preprocessor is None else self.preprocessor.schema.images
+        masks = [name for t in self.model.tasks.values() if t.target.form == "mask" for name in target_columns(t)]
+        return with_folder(frame, [*(image.name for image in inputs), *masks], folder)
 
     def raw(self, data: Any, tasks: Sequence[str] | None = None, batch_size: int = 8192) -> dict[str, Tensor]:
         """Raw outputs by task, ``[rows, ...]``, on the CPU."""
@@ -95,7 +112,8 @@ class Predictor:
             batch_size: Rows at a time.
 
         Returns:
-            A polars frame with, for each task, its prediction and such columns as ``income_probability``.
+            A polars frame with, for each task, its prediction and such columns as ``income_probability``; then
+            the decision, if the model has a rule and all tasks that it reads are among these.
 
         Raises:
             DataError: if a column is missing (did you mean), or a value does not parse (record, column, value).
@@ -108,6 +126,8 @@ class Predictor:
         for task, output in kept.items():
             for suffix, values in known[task].decode(output).items():
                 columns[f"{task}_{suffix}" if suffix else task] = values
+        if self.decision is not None and set(self.decision.needs) <= set(kept):
+            columns[self.decision.settings.column] = pl.Series(list(self.decision(kept)), dtype=pl.String)
         return pl.DataFrame(columns)
 
 
@@ -137,4 +157,6 @@ def load(path: str | Path, *, encoder: nn.Module | None = None, device: str = "c
     spec = read_spec(folder)
     model = read_model(folder, spec, encoder)
     preprocessor = TablePreprocessor.from_schema(TableSchema.from_dict(spec["schema"])) if spec["schema"] else None
-    return Predictor(model, preprocessor, Runtime("auto").device if device == "auto" else device)
+    decision = Decision(spec["decision"], model.tasks) if spec.get("decision") else None
+    index = CompositeIndex(spec["index"], model.tasks) if spec.get("index") else None
+    return Predictor(model, preprocessor, Runtime("auto").device if device == "auto" else device, decision, index)

@@ -63,6 +63,19 @@ def dense_stages(
     return blocks
 
 
+def channel_norm(channels: int) -> nn.GroupNorm:
+    """A group norm of feature maps with at least 8 channels a group, if there are as many.
+
+    Norms of single channels would take out how much of a channel there is in the whole map.
+
+    Example:
+        >>> channel_norm(48).num_groups
+        6
+    """
+    groups = [count for count in range(1, 33) if channels % count == 0 and channels // count >= 8]
+    return nn.GroupNorm(max(groups, default=1), channels)
+
+
 def check_dropout(dropout: float) -> None:
     """Raise a RecipeError for a dropout probability outside of [0, 1)."""
     if not 0 <= dropout < 1:

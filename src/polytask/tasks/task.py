@@ -31,6 +31,7 @@ class HeadSpec:
         shift: Added to the raw output after scaling: a target's training mean. A buffer of the head.
         scale: What the raw output is multiplied by: a target's training standard deviation.
         form: What kind of head: ``"vector"`` gives one output a row; other kinds are in ``models/heads``.
+        size: Of heads that give maps: height and width of the output; None leaves that of the features.
     """
 
     outputs: int | None = None
@@ -39,6 +40,7 @@ class HeadSpec:
     shift: tuple[float, ...] | float = 0.0
     scale: tuple[float, ...] | float = 1.0
     form: str = "vector"
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ class TargetSpec:
             (float32 ``[rows]`` or ``[rows, d]``, missing NaN), ``"count"`` (float32 ``[rows]``),
             ``"distribution"`` (float32 ``[rows, k]``, soft labels, a missing row is all NaN), ``"tags"`` (int64
             ``[rows, words]``, missing -1), or ``"group"`` (int64 ``[rows]``, equal for rows that belong together,
-            missing -1).
+            missing -1). Of pixels: ``"mask"`` (integers ``[rows, H, W]``, missing -1) or ``"map"`` (float32
+            ``[rows, H, W]``, missing NaN). ``"boxes"`` (float32 ``[rows, n, 5]``: class, x1, y1, x2, y2; padded by
+            class -1, a missing row is all NaN).
         classes: Names of the classes or labels in order; None until seen in training data.
         positive: For binary: the raw value that means 1, or None for 1/true.
         columns: Table columns that hold the target, if they are not the one with the task's name.

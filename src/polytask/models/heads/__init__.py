@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 
 from polytask.errors import RecipeError, unknown
-from polytask.models.heads.base import TaskHead, TaskNetwork, same_layers
+from polytask.models.heads.base import TaskHead, TaskNetwork, run_head, same_layers
+from polytask.models.heads.maps import MapHead
 from polytask.models.heads.tokens import ChainHead, TokenHead
 from polytask.models.heads.vector import Head
 from polytask.tasks.task import HeadSpec
 
-FORMS: Mapping[str, type[TaskHead]] = {"vector": Head, "tokens": TokenHead, "chain": ChainHead}
+FORMS: Mapping[str, type[TaskHead]] = {"vector": Head, "map": MapHead, "tokens": TokenHead, "chain": ChainHead}
 """Kinds of heads, by ``HeadSpec.form``."""
 
 
@@ -28,4 +29,15 @@ def make_head(spec: HeadSpec, shape: tuple[int, ...]) -> TaskHead:
     return FORMS[spec.form](spec, shape)  # type: ignore[call-arg]
 
 
-__all__ = ["FORMS", "ChainHead", "Head", "TaskHead", "TaskNetwork", "TokenHead", "make_head", "same_layers"]
+__all__ = [
+    "FORMS",
+    "ChainHead",
+    "Head",
+    "MapHead",
+    "TaskHead",
+    "TaskNetwork",
+    "TokenHead",
+    "make_head",
+    "run_head",
+    "same_layers",
+]

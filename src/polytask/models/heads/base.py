@@ -39,6 +39,11 @@ class TaskHead(nn.Module, ABC):
         self.spec = spec
 
 
+def run_head(head: nn.Module, features: Tensor, inputs: Any) -> Tensor:
+    """A head's raw outputs; the inputs reach only those that read them."""
+    return head(features, inputs) if getattr(head, "reads_inputs", False) else head(features)  # type: ignore[no-any-return]
+
+
 class TaskNetwork(nn.Module):
     """One task's network: inputs to raw outputs.
 
@@ -53,8 +58,7 @@ class TaskNetwork(nn.Module):
 
     def forward(self, inputs: Any) -> Tensor:
         """The task's raw outputs."""
-        features = self.features(inputs)
-        return self.head(features, inputs) if self.head.reads_inputs else self.head(features)  # type: ignore[no-any-return]
+        return run_head(self.head, self.features(inputs), inputs)
 
 
 def same_layers(first: HeadSpec, second: HeadSpec) -> bool:

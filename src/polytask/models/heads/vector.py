@@ -50,8 +50,8 @@ class Head(TaskHead):
     def standardise(self, spec: HeadSpec) -> None:
         """Take the shift and scale of ``spec``; the weights stay as they are."""
         device = self.output.weight.device
-        self.shift = _buffer("shift", spec.shift, 0.0, spec.outputs, device)
-        self.scale = _buffer("scale", spec.scale, 1.0, spec.outputs, device)
+        self.shift = standardising_buffer("shift", spec.shift, 0.0, spec.outputs, device)
+        self.scale = standardising_buffer("scale", spec.scale, 1.0, spec.outputs, device)
         super().standardise(spec)
 
     def forward(self, features: Tensor, inputs: Any = None) -> Tensor:
@@ -64,9 +64,14 @@ class Head(TaskHead):
         return raw.squeeze(-1) if self.spec.outputs is None else raw
 
 
-def _buffer(
+def standardising_buffer(
     name: str, value: tuple[float, ...] | float, neutral: float, outputs: int | None, device: torch.device
 ) -> Tensor | None:
+    """A head's shift or scale as a tensor; None where it changes nothing.
+
+    Raises:
+        ShapeError: unless there is one number, or one an output.
+    """
     numbers = tuple(value) if isinstance(value, tuple | list) else (float(value),)
     if len(numbers) not in (1, outputs or 1):
         raise ShapeError(f"The head has {outputs or 1} outputs but its {name} has {len(numbers)} numbers.")

@@ -13,6 +13,7 @@ from polytask.reporting.plots import Line, bars, lines, scatter
 from polytask.reporting.record import RunRecord, TaskRecord
 from polytask.reporting.section import Section, fill, task_anchor
 from polytask.reporting.sections.classes import classes_view
+from polytask.reporting.sections.pictures import pictures_view
 from polytask.reporting.tables import Cell, Column, Table, mapping_table, value_cell
 from polytask.reporting.words import metric_label, number, shown_split, summary
 
@@ -49,6 +50,7 @@ def _view(task: TaskRecord, anchor: str) -> dict[str, Any]:
         "classes": classes,
         "heat": _heat(classes.shares, classes.names) if classes is not None and wide else None,
         "parts": [(heading, table) for key, heading in PARTS.items() if (table := parts_table(task, key))],
+        "pictures": pictures_view(task.figures.get("pictures") or ()),
     }
 
 

@@ -54,6 +54,7 @@ ENCODERS = {
     "convnet": Entry("polytask.models.encoders.convnet:ConvNet", "A small convolutional network for images."),
     "resnet18": Entry("polytask.models.encoders.resnet:resnet18", "ResNet-18 for arrays of images."),
     "resnet34": Entry("polytask.models.encoders.resnet:resnet34", "ResNet-34 for arrays of images."),
+    "mobilenet_v2": Entry("polytask.models.encoders.mobilenet:MobileNetV2", "MobileNetV2 for arrays of images."),
     "fpn": Entry(
         "polytask.models.encoders.fpn:FPN", "A feature pyramid over a backbone's stages, merged into one map."
     ),

@@ -76,7 +76,9 @@ def test_a_job_that_always_kills_is_given_up_by_name(pool):
         pool(1, retries=1).run([Job("mortal", f"{JOBS}:dies", {"times": 9})])
 
 
-def test_nothing_to_wait_for(pool):
+def test_no_workers_and_nothing_to_wait_for(pool):
+    with pytest.raises(PoolError, match="at least 1 worker process; found 0"):
+        pool(0)
     with pytest.raises(PoolError, match="no job to wait for"):
         pool(1).wait()
 

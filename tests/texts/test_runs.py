@@ -161,6 +161,28 @@ def test_accumulating_gives_what_the_whole_batch_gives(table):
         torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("balancer", [{"name": "cagrad", "at": "features"}, "pcgrad", "uncertainty"])
+def test_texts_can_be_balanced_like_anything_else(table, balancer, tmp_path):
+    run = pt.run(
+        recipe_of(table, balancer=balancer), overrides=["training.steps=12"], out=tmp_path / "r", progress=False
+    )
+    losses = [row["loss.slots"] for row in run.history]
+    assert losses[-1] < losses[0]
+
+
+def test_from_python(flights):
+    from polytask.data.preprocess import InputSpec, TablePreprocessor
+    from polytask.models.encoders import BiLSTM
+
+    frame = pl.DataFrame(flights)
+    table = TablePreprocessor.fit(frame, {"words": InputSpec("text")})
+    tasks = [pt.tasks.tagging("slots", ["B-CITY", "B-DAY", "O"]), pt.tasks.binary("dated")]
+    model = pt.MultiTaskModel(pt.sharing.Hard(BiLSTM(table.schema, hidden=8)), tasks)
+    model.input_schema = table.schema
+    pt.fit(model, frame, epochs=3, batch_size=16, lr=0.02, progress=False)
+    assert pt.evaluate(model, frame)["slots"]["f1"] > 0.9
+
+
 def test_a_frame_with_lists_of_words_is_read_as_text(flights):
     from polytask.data.infer import infer_inputs
 

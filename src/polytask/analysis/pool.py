@@ -24,7 +24,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class PoolError(PolytaskError, RuntimeError):
-    """A job whose worker died every time."""
+    """A pool without workers, or a job whose worker died every time."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ class Pool:
         warm: bool = True,
         on_event: Callable[[str], None] | None = None,
     ):
+        if workers < 1:
+            raise PoolError(f"A pool needs at least 1 worker process; found {workers}.")
         arguments = dict(context_arguments or {})
         self._hello = {"path": sys.path, "context": context, "context_arguments": arguments, "warm": warm}
         self._retries, self._on_event = retries, on_event or (lambda text: None)
@@ -251,10 +253,14 @@ class _Worker:
         answers.put((self, None))
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _threads(workers: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     most = os.environ.get("OMP_NUM_THREADS", "")
-    share = max(1, cores // workers)
+    share = max(1, cores() // workers)
     return min(share, int(most)) if most.isdigit() and int(most) else share
 
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from polytask.recipes.load import write_yaml
 from polytask.reporting.blocks import Code, Facts, Figures, Heading, Paragraph, Sentences, section
-from polytask.reporting.dots import Point, Row, interval_rows, named_points
+from polytask.reporting.dots import Point, Row, interval_rows, log_axis, named_points
 from polytask.reporting.page import Page
 from polytask.reporting.plots import MUTED, SERIES, Line, lines, svg
 from polytask.reporting.section import Section
@@ -138,7 +138,7 @@ def _slice(of: Tuning, key: str) -> Markup:
             axes.set_xticks(range(len(choices)), choices, rotation=90 if upright else 0)
             axes.set_xlim(-0.5, len(choices) - 0.5)
         elif space["log"]:
-            axes.set_xscale("log")
+            log_axis(axes)
         axes.set(title=key, ylabel=of.objectives[0])
 
     return svg(draw, (3.6, 2.6), key)

@@ -6,6 +6,7 @@ from polytask.models.encoders.fpn import FPN
 from polytask.models.encoders.fusion import Fusion
 from polytask.models.encoders.hub import Hub
 from polytask.models.encoders.mlp import MLP
+from polytask.models.encoders.mobilenet import MobileNetV2
 from polytask.models.encoders.resnet import ResNet, resnet18, resnet34
 from polytask.models.encoders.staged import Staged, staged
 from polytask.models.encoders.tabular import Tabular
@@ -17,6 +18,7 @@ __all__ = [
     "ConvNet",
     "Fusion",
     "Hub",
+    "MobileNetV2",
     "ResNet",
     "Staged",
     "Tabular",

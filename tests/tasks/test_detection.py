@@ -117,7 +117,7 @@ def test_an_image_without_boxes_counts_as_one_and_a_missing_one_not_at_all():
 
     def model():
         torch.manual_seed(1)
-        encoder = FPN({"name": "convnet", "channels": [4, 4], "norm": "group"}, channels=4)
+        encoder = FPN({"name": "convnet", "channels": [4, 4], "norm": "group"}, channels=4, norm="group")
         return pt.MultiTaskModel(pt.sharing.Hard(encoder), [made], example=data[:2])
 
     start = model().train()

@@ -15,6 +15,7 @@ LAYERS = [
     ["cli"],
     ["api"],
     ["serving"],
+    ["analysis"],
     ["reporting"],
     ["recipes"],
     ["training"],
@@ -25,6 +26,7 @@ LAYERS = [
     ["data"],
     ["tasks"],
     ["registry"],
+    ["expressions"],
     ["files"],
     ["errors"],
 ]

@@ -32,6 +32,20 @@ TASKS = {
     "regression": Entry("polytask.tasks.regression:regression", "A real number, standardised inside."),
     "counts": Entry("polytask.tasks.counts:counts", "A count, with a Poisson log-rate."),
     "ordinal": Entry("polytask.tasks.ordinal:ordinal", "Ordered classes, cumulative logits."),
+    "segmentation": Entry("polytask.tasks.segmentation:segmentation", "A class for every pixel, one logit each."),
+    "detection": Entry("polytask.tasks.detection:detection", "Boxes with a class, any number of them in an image."),
+    "dense_regression": Entry(
+        "polytask.tasks.dense_regression:dense_regression",
+        "A real number for every pixel, such as depth, standardised inside.",
+    ),
+    "tagging": Entry(
+        "polytask.tasks.tagging:tagging",
+        "One tag for every word of a text: names and slots, phrases, parts of speech.",
+    ),
+    "embedding": Entry(
+        "polytask.tasks.embedding:embedding",
+        "A vector a row, near to those of rows that belong together: for retrieval.",
+    ),
 }
 
 ENCODERS = {
@@ -40,6 +54,21 @@ ENCODERS = {
     "convnet": Entry("polytask.models.encoders.convnet:ConvNet", "A small convolutional network for images."),
     "resnet18": Entry("polytask.models.encoders.resnet:resnet18", "ResNet-18 for arrays of images."),
     "resnet34": Entry("polytask.models.encoders.resnet:resnet34", "ResNet-34 for arrays of images."),
+    "mobilenet_v2": Entry("polytask.models.encoders.mobilenet:MobileNetV2", "MobileNetV2 for arrays of images."),
+    "fpn": Entry(
+        "polytask.models.encoders.fpn:FPN", "A feature pyramid over a backbone's stages, merged into one map."
+    ),
+    "bilstm": Entry(
+        "polytask.models.encoders.bilstm:BiLSTM", "Words and their characters, then LSTMs in both directions."
+    ),
+    "hub": Entry(
+        "polytask.models.encoders.hub:Hub",
+        "A pretrained text encoder that is built like BERT: BERT, RoBERTa, DistilBERT, MiniLM and their kin.",
+    ),
+    "fusion": Entry(
+        "polytask.models.encoders.fusion:Fusion",
+        "An encoder for each text and image column and one for all numbers and categories, joined by dense layers.",
+    ),
 }
 
 SHARINGS = {
@@ -100,6 +129,14 @@ SHARINGS = {
     "ltb": Entry(
         "polytask.sharing.ltb:LTB",
         "Several copies of every stage; each copy, and each task, learns which copy of the stage before it to read.",
+    ),
+    "esmm": Entry(
+        "polytask.sharing.esmm:ESMM",
+        "Towers on common embeddings; a step's probability is the product of its own and those of the steps before.",
+    ),
+    "aitm": Entry(
+        "polytask.sharing.aitm:AITM",
+        "Towers on common embeddings; each step of a funnel attends to what the step before it hands on.",
     ),
 }
 
@@ -262,8 +299,35 @@ SAMPLERS = {
     "together": Entry("polytask.data.sampling:together", "A batch of every task in every step."),
 }
 
+STRATEGIES = {
+    "joint": Entry("polytask.training.strategies:Joint", "Every step updates everything."),
+    "alternating": Entry(
+        "polytask.training.strategies:Alternating",
+        "The shared part with the heads fixed, then the heads with the shared part fixed.",
+    ),
+    "hierarchical": Entry(
+        "polytask.training.strategies:Hierarchical",
+        "Some tasks first, then those that build on them: by levels on every batch, or by phases.",
+    ),
+}
+
 DATASETS = {
     "census_income": Entry("polytask.data.datasets.census_income:load", "Census-Income (KDD), 299,285 people."),
+    "yeast": Entry("polytask.data.datasets.yeast:load", "Yeast, 2,417 genes with 14 labels."),
+    "multi_fashion": Entry(
+        "polytask.data.datasets.multi_fashion:load", "Two garments of Fashion-MNIST in one picture, 70,000 pictures."
+    ),
+    "multi_mnist": Entry(
+        "polytask.data.datasets.multi_mnist:load", "Two digits of MNIST in one picture, 10,000 pictures."
+    ),
+    "atis": Entry("polytask.data.datasets.atis:load", "ATIS: intents and slots of 5,871 questions about flights."),
+    "conll2003": Entry(
+        "polytask.data.datasets.conll2003:load",
+        "CoNLL-2003 English: parts of speech, phrases and names of 20,744 news sentences.",
+    ),
+    "shapes": Entry(
+        "polytask.data.datasets.shapes:load", "Scenes of garments and emoji with boxes and masks, 5,500 pictures."
+    ),
 }
 
 GROUPS: dict[str, dict[str, Entry]] = {
@@ -272,6 +336,7 @@ GROUPS: dict[str, dict[str, Entry]] = {
     "sharings": SHARINGS,
     "balancers": BALANCERS,
     "samplers": SAMPLERS,
+    "strategies": STRATEGIES,
     "datasets": DATASETS,
 }
 
@@ -328,7 +393,8 @@ def get(group: str, name: str) -> Any:
         return resolve(name)
     known = entries(group)
     if name not in known:
-        raise RecipeError(unknown(group.removesuffix("s"), name, known))
+        singular = f"{group[:-3]}y" if group.endswith("ies") else group.removesuffix("s")
+        raise RecipeError(unknown(singular, name, known))
     return resolve(known[name].path)
 
 

@@ -147,14 +147,16 @@ def test_delta_m_takes_the_primary_metrics_of_tasks():
 
 
 def test_delta_m_leaves_out_undefined_metrics():
-    now, single = {"a": {"x": NAN, "y": 2.0, "z": 1.0}}, {"a": {"x": 1.0, "y": 1.0, "z": 0.0}}
-    directions = {"a": {"x": True, "y": True, "z": True}}
+    now, single = {"a": {"x": NAN, "y": 2.0}}, {"a": {"x": 1.0, "y": 1.0}}
+    directions = {"a": {"x": True, "y": True}}
     assert delta_m(now, single, directions) == 100.0
     assert math.isnan(delta_m(now, single, {"a": {"x": True}}))
     assert delta_m({"a": {"x": 1.0}}, {"a": {"x": -2.0}}, {"a": {"x": True}}) == 150.0
 
 
 def test_delta_m_errors():
+    with pytest.raises(DataError, match=r"baseline's f1 of task 'a' is 0, and nothing can be measured relative to 0"):
+        delta_m({"a": {"f1": 0.5}}, {"a": {"f1": 0.0}}, {"a": {"f1": True}})
     with pytest.raises(DataError, match=r"Unknown convention 'flatt'.*Did you mean 'flat'"):
         delta_m(NASH, SINGLE, HIGHER, "flatt")
     with pytest.raises(DataError, match=r"baseline: Unknown task 'depth'"):

@@ -237,3 +237,14 @@ def test_a_page_is_written_whole(tmp_path):
     path = write_report(bare(task()), tmp_path / "new" / "report.html")
     assert path.read_text(encoding="utf-8").endswith("</html>")
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_conflict_by_layer_is_drawn_over_the_steps(record):
+    layers = [f"layer_cosine.sharing.encoder.{i}" for i in range(3)]
+    rows = tuple({"step": 10 * s, **{name: 0.1 * i - 0.01 * s for i, name in enumerate(layers)}} for s in range(1, 31))
+    page = render(replace(record, balancing=rows))
+    assert "mean cosine by shared layer" in page
+    assert all(f"encoder.{i}" in page for i in range(3))
+    # Thirty looks in twelve columns: the first cell is the mean of looks 1 to 3, and it is of the first layer.
+    assert ">-0.02<" in page.replace("−", "-")
+    assert "mean cosine by shared layer" not in render(record)

@@ -140,3 +140,51 @@ def test_an_aggregator_runs_at_the_features_of_one_process():
     made = run(1, {"name": "graddrop", "at": "features"})
     assert "(at: features)" in made.notes[0]
     assert made.history[-1]["loss.size"] > 0
+
+
+def deep():
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 8))
+    made = [pt.tasks.binary("up"), pt.tasks.regression("size"), pt.tasks.multiclass("kind", classes=2)]
+    return pt.MultiTaskModel(pt.sharing.Hard(encoder), made, example=torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize("balancer", ["equal", "mgda", "famo"])
+def test_looking_at_layers_changes_no_bit(balancer):
+    seen, unseen = (run(2, balancer, made=deep(), monitor_layers=on).model.state_dict() for on in (True, False))
+    for name, tensor in seen.items():
+        assert torch.equal(tensor, unseen[name]), name
+
+
+@pytest.mark.parametrize("balancer", ["equal", "mgda"])
+def test_cosines_by_layer_are_those_of_plain_gradients(tmp_path, balancer):
+    plain = {"input_noise": 0.0, "batch_size": 64, "steps": 1, "monitor_layers": True}
+    made = deep()
+    made.sharing.encoder[3].p = 0.0
+    before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+    done = run(1, balancer, path=tmp_path, made=made, **plain)
+    assert "By shared layer: every 1 steps." in done.notes[0]
+    found = {k: float(v) for k, v in history(tmp_path)[0].items() if k.startswith("layer_cosine.")}
+    other = deep()
+    other.sharing.encoder[3].p = 0.0
+    other.replace_tasks(list(done.model.tasks.values()))
+    other.load_state_dict(before, strict=False)
+    other.train()
+    batch = rows().batch(0, 64, (0, 0))
+    raw = other(batch.inputs)
+    layers = {f"layer_cosine.sharing.encoder.{i}": list(other.sharing.encoder[i].parameters()) for i in (0, 4)}
+    assert set(found) == set(layers)
+    for name, parameters in layers.items():
+        gradients = []
+        for task in other.tasks.values():
+            known = task.labelled(batch.targets[task.name])
+            loss = task.loss(raw[task.name][known], batch.targets[task.name][known]).mean()
+            parts = torch.autograd.grad(loss, parameters, retain_graph=True)
+            gradients.append(torch.cat([part.flatten() for part in parts]).double())
+        pairs = [torch.cosine_similarity(gradients[i], gradients[j], 0).item() for i, j in ((0, 1), (0, 2), (1, 2))]
+        assert found[name] == pytest.approx(sum(pairs) / 3, abs=1e-5)
+
+
+def test_layers_need_looks():
+    with pytest.raises(RecipeError, match=r"training.monitor_every is 0; it has to be above 0 with monitor_layers"):
+        TrainingSettings(monitor_every=0, monitor_layers=True)

@@ -11,15 +11,23 @@ from polytask.api.frames import as_sources, is_frame, read_training_frame
 from polytask.api.results import Context, finish
 from polytask.api.rundir import RunDirectory
 from polytask.api.runs import SaysHowToResume, display
+from polytask.data.source import Source
 from polytask.errors import RecipeError
-from polytask.evaluation import Scores
+from polytask.evaluation import CompositeIndex, Decision, Scores
 from polytask.evaluation import evaluate as evaluate_sources
 from polytask.models import MultiTaskModel
 from polytask.training.callbacks import Callback
-from polytask.training.fit import Run
+from polytask.training.fit import Run, prepare_model, seeded
 from polytask.training.fit import train as train_sources
 from polytask.training.runtime import Runtime
-from polytask.training.settings import OptimizerSettings, PenaltySettings, ScheduleSettings, TrainingSettings
+from polytask.training.settings import (
+    AugmentSettings,
+    OptimizerSettings,
+    PenaltySettings,
+    RateSettings,
+    ScheduleSettings,
+    TrainingSettings,
+)
 
 
 def fit(
@@ -34,15 +42,22 @@ def fit(
     batch_size: int = 1024,
     batch_sizes: Mapping[str, int] | None = None,
     accumulate: int = 1,
+    strategy: str | Mapping[str, Any] = "joint",
+    freeze: str | Sequence[str] = (),
+    unfreeze_every: int | None = None,
     lr: float = 0.001,
+    rates: RateSettings | None = None,
     optimizer: OptimizerSettings | str = "adamw",
     schedule: ScheduleSettings | str = "constant",
     weight_decay: float = 0.0,
     clip: float | None = None,
     penalties: PenaltySettings | None = None,
     input_noise: float = 0.0,
+    augment: AugmentSettings | None = None,
     sampler: str | Mapping[str, Any] = "proportional",
     select: str = "mean_improvement",
+    index: str | Mapping[str, Any] | None = None,
+    decision: str | Sequence[str] | Mapping[str, Any] | None = None,
     patience: int | None = None,
     validate_every: int = 1,
     checkpoint_every: int | None = None,
@@ -70,15 +85,22 @@ def fit(
         batch_size: Rows of a step, over all processes and micro-batches.
         batch_sizes: Batch sizes of single tasks where tasks have rows of their own.
         accumulate: Micro-batches a step is cut into; the result is the same.
+        strategy: ``joint``, ``alternating``, ``hierarchical``, or ``{"name": ..., options}``.
+        freeze: Path of a part that is not trained, or several, such as ``encoder.stages.0``.
+        unfreeze_every: Epochs after which one more stage of an encoder that starts frozen is trained.
         lr: Learning rate.
+        rates: Factors of ``lr`` for the encoder, its stages and the heads.
         optimizer: ``adamw``, ``adam``, ``sgd``, an import path, or settings with options.
         schedule: ``constant``, ``cosine``, ``linear``, ``step``, ``exponential``, or settings with options.
         weight_decay: Of the optimizer, for matrices only.
         clip: Largest norm of the gradient.
         penalties: L1, L2, elastic net; weights of the sharing's penalties.
         input_noise: Deviation of the noise on floating inputs.
+        augment: Random changes of images that boxes and masks follow.
         sampler: How separate sources take turns.
         select: Criterion for the best weights, or ``last``.
+        index: One number over several tasks, such as ``"0.7*income.auroc + 0.3*education.accuracy"``, as in a recipe.
+        decision: A rule over predictions, such as ``"approve if income > 0.8 else decline"``, as in a recipe.
         patience: Validations without improvement until the run stops.
         validate_every: Epochs between validations.
         checkpoint_every: Steps between checkpoints besides those at the end of epochs.
@@ -115,13 +137,18 @@ def fit(
         batch_size=batch_size,
         batch_sizes=dict(batch_sizes or {}),
         accumulate=accumulate,
+        strategy=strategy,
+        freeze=freeze if isinstance(freeze, str) else tuple(freeze),
+        unfreeze_every=unfreeze_every,
         lr=lr,
+        rates=rates or RateSettings(),
         optimizer=optimizer,
         schedule=schedule,
         weight_decay=weight_decay,
         clip=clip,
         penalties=penalties or PenaltySettings(),
         input_noise=input_noise,
+        augment=augment or AugmentSettings(),
         sampler=sampler,
         select=select,
         patience=patience,
@@ -139,6 +166,11 @@ def fit(
         read_training_frame(model, train)
     given = {"train": train, "validation": validation, "test": test}
     sources = {part: as_sources(model, data) for part, data in given.items()}
+    if decision is not None and out is None and resume is None:
+        raise RecipeError(
+            "A decision goes into the bundle of the run. Give fit a folder with out=..., or leave it out."
+        )
+    composite, rule = _over_tasks(model, sources["train"], seed, index, decision)
     runtime = Runtime(device, str(precision))
     directory = RunDirectory.open(resume) if resume else _new_directory(out, runtime, seed) if out else None
     plain = {"training": dataclasses.asdict(settings), "balancer": balancer if _is_plain(balancer) else str(balancer)}
@@ -150,13 +182,30 @@ def fit(
             sources["validation"],
             balancer=balancer,
             settings=settings,
+            index=composite,
             callbacks=[*callbacks, *shown, *own],
             path=directory.path if directory else None,
             resume=resume is not None,
         )
     if directory:
-        finish(directory, run, settings, Context("Run", plain, sources, model.input_schema))
+        finish(
+            directory, run, settings, Context("Run", plain, sources, model.input_schema, index=composite, decision=rule)
+        )
     return run
+
+
+def _over_tasks(
+    model: MultiTaskModel, train: Sequence[Source], seed: int, index: Any, decision: Any
+) -> tuple[CompositeIndex | None, Decision | None]:
+    """Index and decision over the model's tasks, which have to know their classes for it."""
+    if index is None and decision is None:
+        return None, None
+    with seeded(seed):
+        prepare_model(model, train)
+    return (
+        None if index is None else CompositeIndex(index, model.tasks),
+        None if decision is None else Decision(decision, model.tasks),
+    )
 
 
 def _new_directory(out: str | Path, runtime: Runtime, seed: int) -> RunDirectory:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from polytask.api.figures import figures
+from polytask.api.outcomes import decided, outcomes
+from polytask.api.pictures import pictures
 from polytask.api.rundir import METRICS, RunDirectory
 from polytask.data.schema import TableSchema
 from polytask.data.source import Source
-from polytask.evaluation import Scores, TaskOutputs, collect, score_outputs
+from polytask.evaluation import CompositeIndex, Decision, Scores, TaskOutputs, collect, score_outputs
 from polytask.models import MultiTaskModel
 from polytask.reporting import (
     ColumnRecord,
     DataSummary,
+    DecisionRecord,
+    IndexRecord,
     ModelPart,
     ModelSummary,
     RunRecord,
@@ -43,6 +48,8 @@ class Context:
         notes: What was inferred.
         skipped: Rows without any label.
         reference: Values to show beside ours: task -> label -> metric -> value.
+        index: The composite index, or None.
+        decision: The decision rule, or None.
     """
 
     title: str
@@ -53,6 +60,8 @@ class Context:
     notes: tuple[str, ...] = ()
     skipped: int = 0
     reference: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    index: CompositeIndex | None = None
+    decision: Decision | None = None
 
 
 def finish(directory: RunDirectory, run: Run, settings: TrainingSettings, context: Context) -> dict[str, Scores]:
@@ -67,11 +76,20 @@ def finish(directory: RunDirectory, run: Run, settings: TrainingSettings, contex
         if part != "train" and sources
     }
     scores = {part: _scores(run.model, context.sources[part], found) for part, found in outputs.items()}
+    if context.index is not None:
+        for found in scores.values():
+            found.index = context.index(found)
     if runtime.is_main:
-        directory.write_json(METRICS, {part: found.to_dict() for part, found in scores.items()})
+        directory.write_json(METRICS, _metrics(scores))
         example = context.sources["train"][0].example
         write_bundle(
-            run.model, directory.path / "bundle", example=example, schema=context.schema, recipe=dict(context.recipe)
+            run.model,
+            directory.path / "bundle",
+            example=example,
+            schema=context.schema,
+            recipe=dict(context.recipe),
+            index=context.index.settings if context.index else None,
+            decision=context.decision.settings if context.decision else None,
         )
         record = _record(directory, run, context, outputs, scores, settings, runtime)
         record.save(directory.path / "report.json")
@@ -79,6 +97,17 @@ def finish(directory: RunDirectory, run: Run, settings: TrainingSettings, contex
     # Whoever comes back from here finds the files.
     runtime.barrier()
     return scores
+
+
+def _metrics(scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """What metrics.json holds: metrics by part, and the index by part where there is one."""
+    plain: dict[str, Any] = {part: found.to_dict() for part, found in scores.items()}
+    index = {part: _finite(found.index) for part, found in scores.items() if found.index is not None}
+    return plain | ({"index": index} if index else {})
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _outputs(
@@ -113,13 +142,17 @@ def _record(
 ) -> RunRecord:
     facts = directory.facts()
     shown = "test" if "test" in outputs else "validation" if "validation" in outputs else None
+    evaluated = runtime.share_out(context.sources[shown])[0] if shown else ()
     return RunRecord(
         title=context.title,
         recipe=context.recipe,
         versions=facts["versions"],
         seed=settings.seed,
         command=facts["command"],
-        tasks=tuple(_task_record(run, name, context, outputs.get(shown or "", {}), scores) for name in run.model.tasks),
+        tasks=tuple(
+            _task_record(run, name, context, outputs.get(shown or "", {}), scores, evaluated)
+            for name in run.model.tasks
+        ),
         epochs=tuple(run.history),
         balancing=tuple(directory.balancing_rows()),
         balancer=run.notes[0] if run.notes else "",
@@ -135,7 +168,34 @@ def _record(
         sharing=tuple(SharingRecord(**entry) for entry in run.sharing),
         timings=_timings(run, runtime),
         warnings=tuple(run.notes[1:]),
+        index=_index_record(context.index, scores),
+        decision=_decision_record(run.model, context, shown, settings, runtime),
     )
+
+
+def _index_record(index: CompositeIndex | None, scores: Mapping[str, Scores]) -> IndexRecord | None:
+    if index is None:
+        return None
+    values = {part: found.index for part, found in scores.items() if found.index is not None}
+    return IndexRecord(index.describe(), index.higher_is_better, values)
+
+
+def _decision_record(
+    model: MultiTaskModel, context: Context, shown: str | None, settings: TrainingSettings, runtime: Runtime
+) -> DecisionRecord | None:
+    if context.decision is None or shown is None:
+        return None
+    # All rows of the part, on this one process: a decision reads several tasks of one row, labelled or not.
+    found = decided(
+        model,
+        context.sources[shown],
+        context.decision,
+        batch_size=settings.evaluation_batch_size,
+        device=runtime.device,
+        autocast=runtime.autocast,
+    )
+    rules = context.decision.settings.rules
+    return DecisionRecord(rules, context.decision.settings.otherwise, shown, **outcomes(context.decision, found))
 
 
 def _task_record(
@@ -144,6 +204,7 @@ def _task_record(
     context: Context,
     outputs: Mapping[str, TaskOutputs],
     scores: Mapping[str, Scores],
+    shown: Sequence[Source],
 ) -> TaskRecord:
     task = run.model.tasks[name]
     found = outputs.get(name)
@@ -157,7 +218,7 @@ def _task_record(
         reference=context.reference.get(name, {}),
         labelled={"train": _labelled(context.sources["train"], name)}
         | {part: of.counts[name] for part, of in scores.items() if name in of},
-        figures=figures(task, found) if found is not None else {},
+        figures=figures(task, found) | pictures(task, found, shown) if found is not None else {},
     )
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import json
-import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +14,11 @@ from polytask.errors import RecipeError, suggestion
 from polytask.files import replacing
 from polytask.recipes.load import load_recipe, write_yaml
 from polytask.recipes.schema import Recipe
+from polytask.reporting.versions import versions
 
 RECIPE = "recipe.yaml"
 FACTS = "run.json"
 METRICS = "metrics.json"
-PACKAGES = ("polytask", "torch", "numpy", "polars", "scikit-learn", "lightning-fabric")
 
 
 @dataclass(frozen=True)
@@ -115,8 +113,10 @@ class RunDirectory:
         if not path.exists():
             return []
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["scope"] == "step"]
-        rows = [row for row in rows if row.get("conflict_rate")] or rows
+            reader = csv.DictReader(file)
+            looked_at = [n for n in reader.fieldnames or () if n == "conflict_rate" or n.startswith("layer_cosine.")]
+            rows = [row for row in reader if row["scope"] == "step"]
+        rows = [row for row in rows if any(row.get(name) for name in looked_at)] or rows
         stride = -(-len(rows) // most) or 1
         chosen = rows[::stride]
         return [{k: float(v) for k, v in row.items() if v and k not in ("scope", "epoch")} for row in chosen]
@@ -125,14 +125,3 @@ class RunDirectory:
         """Seed, command and versions of the run."""
         facts: dict[str, Any] = json.loads((self.path / FACTS).read_text(encoding="utf-8"))
         return facts
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found

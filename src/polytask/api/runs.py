@@ -98,6 +98,7 @@ def _train(directory: RunDirectory, built: Built, name: str, *, resume: bool, pr
             built.sources["validation"],
             balancer=recipe.balancer,
             settings=recipe.training,
+            index=built.index,
             callbacks=[*callbacks, SaysHowToResume(directory.path)],
             path=directory.path,
             resume=resume,
@@ -111,6 +112,8 @@ def _train(directory: RunDirectory, built: Built, name: str, *, resume: bool, pr
         notes=built.notes,
         skipped=built.skipped,
         reference=recipe.report.reference,
+        index=built.index,
+        decision=built.decision,
     )
     scores = finish(directory, done, recipe.training, context)
     return replace(done, scores=scores.get("validation"))

@@ -103,6 +103,10 @@ class Engine(Protocol):
         """Tasks and the inner products of their gradients of the features, before ``backward``; leaves no trace."""
         ...
 
+    def probe_layers(self, micro: Sequence[MicroBatch]) -> tuple[tuple[str, ...], dict[str, Tensor]] | None:
+        """Tasks and the inner products of their gradients by shared layer, before ``backward``; leaves no trace."""
+        ...
+
     def backward(self, micro: Sequence[MicroBatch]) -> StepReport:
         """Run the forwards and backwards of one step; ``.grad`` was None before."""
         ...

@@ -6,41 +6,14 @@ import math
 from collections.abc import Iterable, Mapping
 
 from polytask.errors import RecipeError, listed, suggestion
+from polytask.evaluation.improvement import relative_improvement
+from polytask.evaluation.index import CompositeIndex
 from polytask.evaluation.scores import Scores
 from polytask.tasks.metrics import mean_defined
 from polytask.tasks.task import Task
 
 MEAN_IMPROVEMENT = "mean_improvement"
-FLOOR = 0.05
-"""Least denominator of a metric of which more is better: such metrics are at most 1 and may start near 0."""
-
-
-def relative_improvement(first: float, now: float, higher_is_better: bool) -> float:
-    r"""How much better a metric is than at first, as a share of its first value; positive is better.
-
-    :math:`s\,(now - first) / d` with :math:`s = \pm 1` for the direction. The denominator d is
-    :math:`|first|`. Where higher is better it is at least 0.05, so that a metric that starts near zero, such
-    as :math:`R^2`, does not outweigh all other tasks. Where lower is better and the first value is 0, the
-    metric cannot improve: the result is 0 if it still is 0, 1 if it fell below and -1 if it rose.
-
-    Args:
-        first: Its value at the first validation.
-        now: Its value now.
-        higher_is_better: Its direction.
-
-    Returns:
-        The improvement; NaN if either value is.
-
-    Example:
-        >>> relative_improvement(2.0, 1.0, higher_is_better=False)
-        0.5
-        >>> round(relative_improvement(0.8, 0.9, higher_is_better=True), 4)
-        0.125
-    """
-    gain = now - first if higher_is_better else first - now
-    if not higher_is_better and first == 0:
-        return gain if gain == 0 or math.isnan(gain) else math.copysign(1.0, gain)
-    return gain / max(abs(first), FLOOR if higher_is_better else 0.0)
+INDEX = "index"
 
 
 class Criterion:
@@ -51,14 +24,15 @@ class Criterion:
     metric was defined at first and is undefined now makes the whole undefined: its model has diverged.
 
     ``TASK`` is the primary metric of one task and ``TASK.METRIC`` any of its metrics, with the sign turned where
-    lower is better.
+    lower is better. ``index`` is the composite index, unless a task has that name.
 
     Args:
-        spec: ``"mean_improvement"``, ``"TASK"`` or ``"TASK.METRIC"``.
+        spec: ``"mean_improvement"``, ``"index"``, ``"TASK"`` or ``"TASK.METRIC"``.
         tasks: The tasks by name.
+        index: The composite index, if there is one.
 
     Raises:
-        RecipeError: for an unknown task or metric.
+        RecipeError: for an unknown task or metric, or ``"index"`` without an index.
 
     Example:
         >>> from polytask.tasks import regression
@@ -67,10 +41,21 @@ class Criterion:
         -2.0
     """
 
-    def __init__(self, spec: str, tasks: Mapping[str, Task]):
+    def __init__(self, spec: str, tasks: Mapping[str, Task], index: CompositeIndex | None = None):
         self.spec = spec
         self._tasks = dict(tasks)
-        self._chosen = None if spec == MEAN_IMPROVEMENT else _chosen(spec, self._tasks)
+        self._index = index if spec == INDEX and INDEX not in tasks else None
+        if spec == INDEX and index is None and INDEX not in tasks:
+            raise RecipeError(
+                "training.select is 'index', but no index is defined. Add for example index: "
+                f"'{' + '.join(f'{name}.{task.primary}' for name, task in list(tasks.items())[:2])}'."
+            )
+        self._chosen = None if spec == MEAN_IMPROVEMENT or self._index else _chosen(spec, self._tasks)
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """The tasks by name."""
+        return self._tasks
 
     def __call__(self, scores: Scores, first: Scores) -> float:
         """The criterion's value.
@@ -82,6 +67,8 @@ class Criterion:
         Returns:
             A number, higher is better; NaN if it is undefined.
         """
+        if self._index is not None:
+            return self._index.goodness(scores)
         if self._chosen is not None:
             task, metric = self._chosen
             value = scores[task][metric] if metric in scores.get(task, {}) else math.nan

@@ -11,7 +11,7 @@ from polytask.errors import DataError, unknown
 from polytask.tasks.metrics import mean_defined
 from polytask.tasks.task import Task
 
-Values = Mapping[str, Mapping[str, float]]
+Values = Mapping[str, Mapping[str, float | None]] | Mapping[str, Mapping[str, float]]
 Directions = Mapping[str, Mapping[str, bool]]
 CONVENTIONS = ("maninis", "flat")
 
@@ -51,7 +51,7 @@ def delta_m(
     - ``"flat"``: the mean over all metrics, whatever their task, of :math:`100\,(-1)^{l} (M - S) / |S|`.
       Negative is better. Papers on gradient balancing print this figure.
 
-    A metric that is undefined in either, or whose baseline is 0, is left out.
+    A metric that is undefined in either is left out.
 
     Args:
         scores: Metrics by task and name.
@@ -64,7 +64,7 @@ def delta_m(
         Percent; NaN if nothing is left.
 
     Raises:
-        DataError: for an unknown convention, or a task or metric that the scores lack.
+        DataError: for an unknown convention, a task or metric that the scores lack, or a baseline of 0.
 
     Example:
         >>> single, multi = {"depth": {"error": 2.0}}, {"depth": {"error": 1.0}}
@@ -81,7 +81,12 @@ def delta_m(
     gains: dict[str, list[float]] = {}
     for task, metric, higher in _pairs(_directions(tasks)):
         now, single = _value(scores, task, metric, "scores"), _value(baseline, task, metric, "baseline")
-        gain = math.nan if single == 0 else 100 * (now - single) / abs(single)
+        if single == 0:
+            raise DataError(
+                f"delta_m: the baseline's {metric} of task '{task}' is 0, and nothing can be measured relative to 0. "
+                "Leave that metric out, or train the baseline for longer."
+            )
+        gain = 100 * (now - single) / abs(single)
         gains.setdefault(task, []).append(gain if higher else -gain)
     if convention == "flat":
         return -mean_defined([gain for of_task in gains.values() for gain in of_task])

@@ -19,6 +19,7 @@ class Scores(Mapping[str, Mapping[str, float]]):
         counts: Labelled rows by task.
         left_out: By task and metric, how many classes or labels an average left out because it is undefined
             for them.
+        index: The composite index of these scores, where one is defined.
 
     Example:
         >>> scores = Scores({"income": {"auroc": 0.91, "f1": None}}, {"income": 200})
@@ -35,6 +36,7 @@ class Scores(Mapping[str, Mapping[str, float]]):
         values: Mapping[str, Mapping[str, float | None]],
         counts: Mapping[str, int] | None = None,
         left_out: Mapping[str, Mapping[str, int]] | None = None,
+        index: float | None = None,
     ):
         self._values = {
             task: {name: math.nan if value is None else float(value) for name, value in metrics.items()}
@@ -42,6 +44,7 @@ class Scores(Mapping[str, Mapping[str, float]]):
         }
         self.counts: dict[str, int] = dict(counts or {})
         self.left_out: dict[str, dict[str, int]] = {task: dict(of) for task, of in (left_out or {}).items()}
+        self.index = index
 
     def __getitem__(self, task: str) -> Mapping[str, float]:
         return self._values[task]
@@ -68,7 +71,7 @@ class Scores(Mapping[str, Mapping[str, float]]):
         return self._values[task][metric]
 
     def to_dict(self) -> dict[str, dict[str, float | None]]:
-        """Metrics by task as plain data: None where undefined, since JSON has no NaN. Counts are apart.
+        """Metrics by task as plain data: None where undefined, since JSON has no NaN. Counts and index are apart.
 
         Example:
             >>> Scores({"a": {"f1": float("nan")}}).to_dict()
@@ -98,7 +101,7 @@ class Scores(Mapping[str, Mapping[str, float]]):
                 lost = self.left_out.get(task, {}).get(name, 0)
                 cells.append((*first, name, shown(value) + (f" ({lost} left out)" if lost else "")))
                 first = ("", "")
-        return cells
+        return cells if self.index is None else [*cells, ("index", "", "", shown(self.index))]
 
     def table(self) -> str:
         """A plain text table, one metric a line."""
@@ -119,7 +122,9 @@ class Scores(Mapping[str, Mapping[str, float]]):
         if not isinstance(other, Scores):
             return NotImplemented
         # As plain data, since NaN is not equal to itself.
-        return (self.to_dict(), self.counts, self.left_out) == (other.to_dict(), other.counts, other.left_out)
+        same_index = self.index == other.index or (self.index != self.index and other.index != other.index)
+        rest = (self.to_dict(), self.counts, self.left_out) == (other.to_dict(), other.counts, other.left_out)
+        return same_index and rest
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -16,10 +16,13 @@ from polytask.data.preprocess import InputSpec, TablePreprocessor
 from polytask.data.schema import TableSchema
 from polytask.data.source import TensorSource
 from polytask.data.table import as_text, column_of, parse_numbers
+from polytask.data.tags import check_tag_lengths
 from polytask.data.targets import drop_unlabelled, encode_target, encode_weight, fit_target, target_columns
 from polytask.errors import DataError, RecipeError, suggestion, unknown
+from polytask.evaluation import CompositeIndex, Criterion, Decision
 from polytask.models import MultiTaskModel
 from polytask.recipes.frames import Loaded, Sheet, load_frames
+from polytask.recipes.pictures import read_pictures
 from polytask.recipes.schema import Recipe, named
 from polytask.sharing import Sharing
 from polytask.tasks.task import Task
@@ -51,6 +54,8 @@ class Built:
         notes: What was inferred and what was left out, a line each.
         skipped: Rows without any label.
         recipe: The recipe with what was inferred filled in.
+        index: The composite index, or None.
+        decision: The decision rule, or None.
     """
 
     model: MultiTaskModel
@@ -60,6 +65,8 @@ class Built:
     notes: tuple[str, ...]
     skipped: int
     recipe: Recipe
+    index: CompositeIndex | None = None
+    decision: Decision | None = None
 
 
 def build(recipe: Recipe) -> Built:
@@ -73,12 +80,14 @@ def build(recipe: Recipe) -> Built:
     tasks = make_tasks(recipe)
     weights = _weight_columns(recipe, loaded)
     inputs, notes = choose_inputs(recipe, loaded, tasks, set(weights.values()))
+    inputs = {name: _as_encoder_reads(name, spec, recipe) for name, spec in inputs.items()}
     _parse_numbers(loaded, inputs)
+    notes = [*notes, *read_pictures(loaded, inputs, tasks)]
     trained = [group.training.rows("train") for group in loaded.groups]
-    whole = trained[0] if len(trained) == 1 else pl.concat([frame.select(list(inputs)) for frame in trained])
+    whole = trained[0] if len(trained) == 1 else pl.concat([frame.select(_columns_read(inputs)) for frame in trained])
     preprocessor = TablePreprocessor.fit(whole, inputs)
-    if [spec.kind for spec in inputs.values()] == ["image"]:
-        # An image encoder reads the image itself, not a dict with one entry.
+    if [spec.kind for spec in inputs.values()] in (["image"], ["text"]):
+        # An encoder of images or texts reads those themselves, not a dict with one entry.
         preprocessor = TablePreprocessor(replace(preprocessor.schema, single=True))
     columns = tuple(_column(whole, name, spec.kind) for name, spec in inputs.items())
     for group, frame in zip(loaded.groups, trained, strict=True):
@@ -99,9 +108,23 @@ def build(recipe: Recipe) -> Built:
     if skipped:
         notes = [*notes, f"Skipped {skipped:,} rows: they have no label for any task."]
     model = make_model(recipe, preprocessor.schema, list(tasks.values()))
+    index, decision = _over_tasks(recipe, model.tasks)
     resolved = replace(recipe, inputs=inputs, preprocessing={})
     parts = {part: tuple(found) for part, found in sources.items()}
-    return Built(model, parts, preprocessor.schema, columns, tuple(notes), skipped, resolved)
+    return Built(model, parts, preprocessor.schema, columns, tuple(notes), skipped, resolved, index, decision)
+
+
+def make_index(recipe: Recipe, tasks: Sequence[Task]) -> CompositeIndex | None:
+    """The recipe's composite index over fitted tasks, or None."""
+    return None if recipe.index is None else CompositeIndex(recipe.index, {task.name: task for task in tasks})
+
+
+def _over_tasks(recipe: Recipe, tasks: Mapping[str, Task]) -> tuple[CompositeIndex | None, Decision | None]:
+    """Index and decision of a recipe; a mistake in them, or in what selects, is found before anything trains."""
+    index = make_index(recipe, list(tasks.values()))
+    if recipe.training.select != "last":
+        Criterion(recipe.training.select, tasks, index)
+    return index, Decision(recipe.decision, tasks) if recipe.decision is not None else None
 
 
 def _parse_numbers(loaded: Loaded, inputs: Mapping[str, InputSpec]) -> None:
@@ -167,7 +190,7 @@ def choose_inputs(
     frame = loaded.groups[0].training.rows("train")
     defaults = _defaults(recipe)
     if recipe.inputs is not None:
-        for name in recipe.inputs:
+        for name in _columns_read(recipe.inputs):
             if name in targets:
                 raise RecipeError(f"inputs.{name} is the target of a task; the model would read the answer.")
             if name not in frame.columns:
@@ -185,6 +208,21 @@ def choose_inputs(
     return {name: InputSpec(kind, **defaults) for name, kind in found.items()}, describe_inference(guesses)
 
 
+def _columns_read(inputs: Mapping[str, str | InputSpec]) -> list[str]:
+    """Names of the columns that inputs are read from: their own, and the second texts of pairs."""
+    pairs = [spec.pair for spec in inputs.values() if isinstance(spec, InputSpec) and spec.pair]
+    return list(dict.fromkeys([*inputs, *pairs]))
+
+
+def _as_encoder_reads(column: str, spec: InputSpec, recipe: Recipe) -> InputSpec:
+    """A text column that says no tokenizer gets that of the encoder, if it has one."""
+    name, options = named(recipe.model.encoder, "tabular", "model.encoder")
+    if spec.kind != "text" or spec.tokenizer is not None:
+        return spec
+    tokenizer_of = getattr(registry.get("encoders", name), "tokenizer_of", None)
+    return spec if tokenizer_of is None else replace(spec, tokenizer=tokenizer_of(options, column))
+
+
 def _defaults(recipe: Recipe) -> dict[str, Any]:
     options = dict(recipe.preprocessing)
     if "kind" in options:
@@ -197,6 +235,8 @@ def _column(frame: pl.DataFrame, name: str, kind: str) -> Column:
     series = frame.get_column(name)
     if kind == "image":
         return Column(name, kind, series.len(), series.null_count())
+    if isinstance(series.dtype, pl.List):
+        series = series.list.join(" ")
     text = as_text(series)
     return Column(name, kind, text.drop_nulls().n_unique(), text.null_count())
 
@@ -210,7 +250,8 @@ def _sources(
 ) -> Iterator[tuple[str, TensorSource, int]]:
     """The parts of a sheet, each with its source and the number of rows without any label."""
     try:
-        targets = {name: encode_target(sheet.frame, tasks[name]) for name in names}
+        targets = {name: encode_target(sheet.frame, tasks[name], sizes=sheet.sizes) for name in names}
+        check_tag_lengths(sheet.frame, preprocessor.schema, (tasks[name] for name in names))
         of_rows = {name: encode_weight(sheet.frame, weights[name]) for name in names if name in weights}
         whole = TensorSource(preprocessor.inputs(sheet.frame), targets, of_rows)
     except DataError as error:

@@ -49,6 +49,19 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
         raise RecipeError("\n".join(_explain(problem, plain) for problem in _relevant(error))) from None
 
 
+def with_values(plain: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain recipe with the values of some keys changed; it is not validated.
+
+    Example:
+        >>> with_values({"balancer": "equal"}, {"balancer.name": "cagrad", "balancer.c": 0.4})
+        {'balancer': {'name': 'cagrad', 'c': 0.4}}
+    """
+    changed = _plain(plain)
+    for key, value in values.items():
+        _set(changed, key, value, key)
+    return changed
+
+
 def dump_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data, every default filled in."""
     plain: dict[str, Any] = _adapter().dump_python(recipe, mode="json")
@@ -86,7 +99,15 @@ def _override(plain: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals:
         raise RecipeError(f"--set {override}: write KEY=VALUE, such as training.epochs=3.")
-    *parents, last = key.strip().split(".")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override}: the value is not valid YAML: {error}") from None
+    _set(plain, key.strip(), value, f"--set {override}")
+
+
+def _set(plain: dict[str, Any], key: str, value: Any, where: str) -> None:
+    *parents, last = key.split(".")
     place = plain
     for parent in parents:
         below = place.get(parent)
@@ -94,11 +115,8 @@ def _override(plain: dict[str, Any], override: str) -> None:
         place[parent] = {"name": below} if isinstance(below, str) else below or {}
         place = place[parent]
         if not isinstance(place, dict):
-            raise RecipeError(f"--set {override}: '{parent}' is {place!r}, which has no keys below it.")
-    try:
-        place[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override}: the value is not valid YAML: {error}") from None
+            raise RecipeError(f"{where}: '{parent}' is {place!r}, which has no keys below it.")
+    place[last] = value
 
 
 def _relevant(error: ValidationError) -> list[Any]:
@@ -117,8 +135,15 @@ def _relevant(error: ValidationError) -> list[Any]:
 
 def _path(problem: Mapping[str, Any]) -> tuple[Any, ...]:
     """The keys of a problem's place, without the marks that a choice between forms leaves."""
-    marks = ("str", "int", "float", "mapping[", "function-", "tuple[", "dict[", "constrained", "bool", "none")
-    path = [part for part in problem["loc"] if not str(part).lower().startswith(marks) or str(part) in _FIELDS]
+    words, beginnings = (
+        ("str", "int", "float", "bool", "none"),
+        ("mapping[", "function-", "tuple[", "dict[", "constrained"),
+    )
+    path = [
+        part
+        for part in problem["loc"]
+        if str(part) in _FIELDS or (str(part).lower() not in words and not str(part).lower().startswith(beginnings))
+    ]
     return tuple(part for part in path if str(part) not in _CLASSES)
 
 

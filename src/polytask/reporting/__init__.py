@@ -3,8 +3,11 @@
 from polytask.reporting.record import (
     ColumnRecord,
     DataSummary,
+    DecisionRecord,
+    IndexRecord,
     ModelPart,
     ModelSummary,
+    OutcomeRecord,
     RunRecord,
     SharingRecord,
     TaskRecord,
@@ -15,8 +18,11 @@ from polytask.reporting.report import render, write_report
 __all__ = [
     "ColumnRecord",
     "DataSummary",
+    "DecisionRecord",
+    "IndexRecord",
     "ModelPart",
     "ModelSummary",
+    "OutcomeRecord",
     "RunRecord",
     "SharingRecord",
     "TaskRecord",

@@ -37,6 +37,9 @@ class TaskRecord(_Strict):
     - ``calibration``: ``predicted`` mean probability, ``observed`` frequency and ``rows`` of each bin, ``error``.
     - ``errors``: ``edges`` ``[bins + 1]`` and ``counts`` ``[bins]`` of predicted minus true.
     - ``predicted_true``: ``true`` and ``predicted``, a sample of rows.
+    - ``pictures``: sample images, a mapping each: ``image`` (PNG in base 64) and its ``size`` ``[h, w]``; either
+      ``boxes`` with ``true`` and ``predicted`` lists of ``label``, ``box`` and ``score``, in pixels of an image of the
+      size ``within``, or ``masks`` with ``true`` and ``predicted`` PNG images to lay over it.
     - ``labels``: one mapping per label with ``label``, ``support`` and any metrics.
 
     Args:
@@ -148,6 +151,61 @@ class SharingRecord(_Strict):
 
 
 @dataclass(frozen=True)
+class IndexRecord(_Strict):
+    """The composite index.
+
+    Args:
+        description: What it is, such as its expression.
+        higher_is_better: Its direction.
+        values: Its value by split.
+    """
+
+    description: str
+    higher_is_better: bool
+    values: Values
+
+
+@dataclass(frozen=True)
+class OutcomeRecord(_Strict):
+    """What was true of the rows of each decision, for one task.
+
+    Args:
+        task: The task.
+        shares: Whether numbers are shares of classes or labels; else they are means of true values.
+        columns: Names of the classes or labels, or of the values.
+        labelled: For each decision its rows with a label.
+        values: For each decision one number a column; None without a labelled row.
+    """
+
+    task: str
+    shares: bool
+    columns: tuple[str, ...]
+    labelled: tuple[int, ...]
+    values: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True)
+class DecisionRecord(_Strict):
+    """What a decision rule decided for the rows of one split.
+
+    Args:
+        rules: The rules, in order.
+        otherwise: What is decided where none holds, or None.
+        split: Whose rows.
+        labels: The decisions, in order; the empty one is no decision.
+        rows: How many rows got each.
+        outcomes: What was true of these rows, by task.
+    """
+
+    rules: tuple[str, ...]
+    otherwise: str | None
+    split: str
+    labels: tuple[str, ...]
+    rows: tuple[int, ...]
+    outcomes: tuple[OutcomeRecord, ...] = ()
+
+
+@dataclass(frozen=True)
 class Timings(_Strict):
     """What the run cost.
 
@@ -186,6 +244,8 @@ class RunRecord(_Strict):
         sharing: What the sharing showed of itself over training; empty if it has nothing to show.
         timings: What the run cost.
         warnings: What a reader must know, one line each.
+        index: The composite index, or None; its course is the column ``index`` of ``epochs``.
+        decision: What the decision rule decided, or None.
 
     Example:
         >>> task = TaskRecord("income", "binary", "auroc", {"auroc": True}, scores={"test": {"auroc": 0.94}})
@@ -210,6 +270,8 @@ class RunRecord(_Strict):
     sharing: tuple[SharingRecord, ...] = ()
     timings: Timings = field(default_factory=Timings)
     warnings: tuple[str, ...] = ()
+    index: IndexRecord | None = None
+    decision: DecisionRecord | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON types only; numbers that are not finite become None."""

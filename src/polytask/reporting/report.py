@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from polytask.files import replacing
+from polytask.reporting.page import Page, render_page, write_page
 from polytask.reporting.record import RunRecord
-from polytask.reporting.section import fill
 from polytask.reporting.sections import SECTIONS
 
 
@@ -25,8 +24,19 @@ def render(record: RunRecord) -> str:
         >>> "income reaches an AUROC of 0.9400" in page
         True
     """
-    sections = [section for make in SECTIONS if (section := make(record)) is not None]
-    return str(fill("page.html.j2", record=record, sections=sections))
+    return render_page(page_of(record))
+
+
+def page_of(record: RunRecord) -> Page:
+    """The page of a run: the sections that have something to say."""
+    lead = [record.model.description, record.balancer]
+    return Page(
+        title=record.title,
+        kind="polytask report",
+        sections=tuple(section for make in SECTIONS if (section := make(record)) is not None),
+        lead=" · ".join(text for text in lead if text),
+        footer=f"{' '.join(['Drawn by polytask', record.versions.get('polytask', '')]).strip()} from report.json.",
+    )
 
 
 def write_report(record: RunRecord, path: Path | str) -> Path:
@@ -39,7 +49,4 @@ def write_report(record: RunRecord, path: Path | str) -> Path:
     Returns:
         The path.
     """
-    path = Path(path)
-    with replacing(path) as unfinished:
-        unfinished.write_text(render(record), encoding="utf-8")
-    return path
+    return write_page(page_of(record), path)

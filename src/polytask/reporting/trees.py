@@ -1,4 +1,4 @@
-"""A tree from the input to the tasks, drawn from left to right."""
+"""Trees: from the input to the tasks, and of tasks that are joined by what they have in common."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from polytask.reporting.plots import MUTED, SERIES, shortened, svg
 from polytask.reporting.words import percent
@@ -88,3 +90,37 @@ def _step(axes: Axes, start: Place, y0: float, end: Place, y1: float, chance: fl
     if chance is not None:
         middle = (x0 + x1) / 2, (y0 + y1) / 2 - 0.06
         axes.text(*middle, percent(chance), ha="center", va="bottom", fontsize=7, color=MUTED)
+
+
+def dendrogram(linkage: NDArray[np.float64], names: Sequence[str], *, top: float, title: str, x_label: str) -> Markup:
+    """Which things are joined at which value, names on the left and the whole on the right.
+
+    Args:
+        linkage: As ``scipy.cluster.hierarchy`` writes it: joins with their distances, ``[n - 1, 4]``.
+        names: Names of the things.
+        top: The value at distance 0; values fall as distances grow.
+        title: Heading.
+        x_label: What the values are.
+
+    Example:
+        >>> joins = np.array([[0, 1, 0.5, 2], [2, 3, 1.5, 3]])
+        >>> drawn = dendrogram(joins, ["a", "b", "c"], top=2, title="tree", x_label="cosine")
+        >>> all(f">{name}<" in drawn for name in "abc")
+        True
+    """
+    from scipy.cluster.hierarchy import dendrogram as lay_out
+
+    found = lay_out(linkage, no_plot=True, color_threshold=0)
+    leaves = [shortened(names[at]) for at in found["leaves"] or ()]
+
+    def draw(axes: Axes) -> None:
+        for across, along in zip(found["icoord"], found["dcoord"], strict=True):
+            axes.plot([top - value for value in along], across, color=SERIES[0], linewidth=1.5)
+        # SciPy puts leaves at 5, 15, 25, ...
+        axes.set_yticks([5 + 10 * at for at in range(len(leaves))], leaves)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+        axes.invert_xaxis()
+        axes.set(title=title, xlabel=x_label, ylim=(10 * len(leaves), 0))
+
+    return svg(draw, (3.6, max(1.4, 0.28 * len(leaves) + 0.6)), title)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from polytask import registry
 from polytask.data.batch import map_tensors
 from polytask.data.schema import TableSchema
 from polytask.errors import RecipeError, suggestion
+from polytask.evaluation import DecisionSettings, IndexSettings
 from polytask.files import replacing
 from polytask.models import MultiTaskModel
 
@@ -55,6 +57,8 @@ def write_bundle(
     example: Any,
     schema: TableSchema | None = None,
     recipe: Mapping[str, Any] | None = None,
+    index: IndexSettings | None = None,
+    decision: DecisionSettings | None = None,
 ) -> None:
     """Write a bundle; a reader sees the old one or the new one, never a half.
 
@@ -64,6 +68,8 @@ def write_bundle(
         example: Inputs of a row or two; only their shapes and types are kept.
         schema: How a table's columns become inputs, if they came from a table.
         recipe: The resolved recipe, for the record.
+        index: The composite index, or None.
+        decision: The decision rule, or None.
     """
     from safetensors.torch import save_file
 
@@ -78,6 +84,8 @@ def write_bundle(
         "inputs": _shapes(example),
         "schema": schema.to_dict() if schema else None,
         "recipe": recipe,
+        "index": asdict(index) if index else None,
+        "decision": asdict(decision) if decision else None,
     }
     weights = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
     with replacing(folder) as unfinished:

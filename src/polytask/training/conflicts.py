@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from polytask import registry
 from polytask.balancing.base import Balancer
-from polytask.balancing.monitor import Conflict, ConflictMonitor
+from polytask.balancing.monitor import Conflict, ConflictMonitor, conflict
 from polytask.balancing.types import Engine, MicroBatch, StepReport
 
 LOOK_EVERY = 10
 """Steps between looks at a Gramian that is there anyway: on the host by then, it costs microseconds."""
-FIRST_PROBES = (1, 10, 30)
+FIRST_PROBES = (1, 30)
 """A short run is probed as well. A probe costs about half a step (0.3 to 0.8 measured; 1.3 for 40 tasks on an MLP)."""
 MOST_PAIRS = 15
 """With more pairs than this (six tasks), the history keeps the mean and the least cosine instead of each."""
@@ -28,9 +30,11 @@ class ConflictLog:
         engine: Of the run.
         monitor_every: Steps between two probes; 0 never looks.
         log_every: Steps between rows of the history: a look waits for a step that has one.
+        layers: Whether every probe looks at the shared layers as well.
     """
 
-    def __init__(self, engine: Engine, monitor_every: int, log_every: int):
+    def __init__(self, engine: Engine, monitor_every: int, log_every: int, layers: bool = False):
+        self.layers = layers and len(engine.balancer.tasks) > 1
         self.engine, self.monitor_every, self.log_every = engine, monitor_every, log_every
         self._monitor = ConflictMonitor(method=name_of(engine.balancer))
         self._waiting = False
@@ -38,10 +42,12 @@ class ConflictLog:
 
     def probe(self, step: int, micro: Sequence[MicroBatch]) -> dict[str, float]:
         """Columns for the row of this step (from 1), from a probe before its backward; none between two probes."""
-        if not self.monitor_every or self.engine.figures != "features" or not self._due(step, self.monitor_every):
+        if not self.monitor_every or not self._due(step, self.monitor_every):
             return {}
-        found = self.engine.probe(micro)
-        return {} if found is None else columns(self._monitor.add(found[1], found[0]))
+        found = self.engine.probe(micro) if self.engine.figures == "features" else None
+        row = {} if found is None else columns(self._monitor.add(found[1], found[0]))
+        by_layer = self.engine.probe_layers(micro) if self.layers else None
+        return row if by_layer is None else row | layer_columns(*by_layer)
 
     def look(self, step: int, report: StepReport) -> dict[str, float]:
         """Columns from the Gramian that the step itself formed; none between two looks."""
@@ -66,6 +72,10 @@ class ConflictLog:
 
     def describe(self) -> str:
         """Which figures the history will have, for the log."""
+        by_layer = f" By shared layer: every {self.monitor_every} steps." if self.layers else ""
+        return self._described() + by_layer
+
+    def _described(self) -> str:
         figures = self.engine.figures
         if not self.monitor_every or figures == "none":
             why = "switched off" if not self.monitor_every else "there are no common features or no pair of tasks"
@@ -113,6 +123,16 @@ def columns(found: Conflict) -> dict[str, float]:
     if len(cosines) <= MOST_PAIRS:
         return row | {f"cosine.{one}.{other}": value for (one, other), value in found.cosines.items()}
     return row | {"mean_cosine": sum(cosines) / len(cosines), "least_cosine": min(cosines)}
+
+
+def layer_columns(tasks: Sequence[str], products: Mapping[str, Tensor]) -> dict[str, float]:
+    """Columns of the history: for each layer the mean cosine over the pairs of tasks that have gradients there."""
+    row = {}
+    for layer, gramian in products.items():
+        cosines = conflict(gramian, tasks).cosines
+        if cosines:
+            row[f"layer_cosine.{layer}"] = sum(cosines.values()) / len(cosines)
+    return row
 
 
 def name_of(balancer: Balancer) -> str:

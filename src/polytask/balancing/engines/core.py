@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from polytask.balancing.base import Balancer, GramianWeighting
 from polytask.balancing.engines.heads import heads_only, plain_tap, rows_of, stacked
+from polytask.balancing.engines.layers import layer_products, shared_layers
 from polytask.balancing.engines.replay import RandomState, Replay
 from polytask.balancing.engines.rows import exact_products, lost_digits, products
 from polytask.balancing.types import Figures, Losses, MicroBatch, Parameters, Reduce, StepReport
@@ -108,6 +109,10 @@ class BaseEngine(ABC):
     def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
         """One solve: all micro-batches, the present ``tasks`` in the method's order."""
 
+    def shared_is_fixed(self) -> bool:
+        """Whether no shared parameter takes a gradient in this step: a training strategy may fix them for a while."""
+        return not any(p.requires_grad for p in self.shared)
+
     def kept_weights(self, tasks: tuple[str, ...]) -> Tensor | None:
         """The weights of an earlier step where this one reuses them."""
         return None if self._fresh or self._kept is None else self._kept[1]
@@ -169,6 +174,28 @@ class BaseEngine(ABC):
         if found is not None and lost_digits(found):
             found = self._summed(stacks, len(tasks), leaves, exact_products)
         return None if found is None else (tasks, found)
+
+    def probe_layers(self, micro: Sequence[MicroBatch]) -> tuple[tuple[str, ...], dict[str, Tensor]] | None:
+        """Inner products of the tasks' gradients, one matrix for each of the last shared layers, for the log.
+
+        Costs a forward and one backward a task through these layers, and leaves no trace, as ``probe`` does.
+
+        Args:
+            micro: The step's micro-batches; the first with two tasks is looked at.
+
+        Returns:
+            Names of its tasks and ``[p, p]`` by layer; None without such a micro-batch or layer.
+        """
+        batch = next((batch for batch in micro if len(batch.tasks) > 1), None)
+        if batch is None or not isinstance(self.parameters, nn.Module):
+            return None
+        tasks = tuple(task for task in self.balancer.tasks if task in batch.tasks)
+        budget = self.options.memory_budget // (4 * len(tasks))
+        layers = shared_layers(self.parameters, self.shared, budget)
+        if not layers:
+            return None
+        with self.replay.peek():
+            return tasks, layer_products(batch, layers, tasks, self.reduced)
 
     def _summed(
         self, stacks: Sequence[Tensor], count: int, leaves: Mapping[str, Tensor], form: Callable[[Tensor], Tensor]

@@ -31,8 +31,11 @@ class FeatureEngine(GradientEngine):
 
     The node's backward receives every task's dL/dz, forms the Gramian, and passes the weighted sum on. Heads
     see ordinary gradients. With several micro-batches, a first pass forms the Gramian of the whole step;
-    separate data sets, with one task a micro-batch, need no second pass.
+    separate data sets, with one task a micro-batch, need no second pass. While a strategy fixes all that lies before
+    the features, what lies behind them gets its plain gradients.
     """
+
+    _waiting = False
 
     def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
         """Forward, and one backward in which the weights are found."""
@@ -59,8 +62,10 @@ class FeatureEngine(GradientEngine):
 
     def _streams(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> bool:
         """Whether no two tasks share rows, and a trunk gradient for every task fits the memory budget."""
+        if not self.shared or self._shared_waits():
+            return False
         size = len(tasks) * sum(p.numel() * max(4, p.element_size()) for p in self.shared)
-        return bool(self.shared) and size <= self.options.memory_budget and all(len(b.tasks) == 1 for b in micro)
+        return size <= self.options.memory_budget and all(len(b.tasks) == 1 for b in micro)
 
     def _streamed(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
         """Separate data sets: each micro-batch is run forward and backward once, and freed.
@@ -122,6 +127,8 @@ class FeatureEngine(GradientEngine):
         losses = self.forward(batch, combine, tasks)
         total.add(losses)
         torch.autograd.backward(roots(losses.tasks, losses.penalty))
+        if self._waiting:
+            return report(tasks, self.reduced(total.stack(tasks)), None)
         if not made:
             raise BalancerError(
                 "No gradient arrived at the features: the losses do not depend on what the tap returned. Feed each "
@@ -217,11 +224,18 @@ class FeatureEngine(GradientEngine):
 
         def tap(features: dict[str, Tensor]) -> Mapping[str, Mapping[str, Tensor]]:
             called.append(True)
+            self._waiting = not any(z.requires_grad for z in features.values()) and self._shared_waits()
+            if self._waiting:
+                return plain_tap(features)
             return aliases(features, Link(order, tuple(features), combine))
 
         losses = self.check_losses(batch, batch.forward(tap))
         check_called(called)
         return losses
+
+    def _shared_waits(self) -> bool:
+        """Whether a training strategy fixes shared parameters that will be trained later."""
+        return not all(p.requires_grad for p in self.shared)
 
     def place(self) -> str:
         """In words."""

@@ -12,13 +12,30 @@ from polytask.balancing.base import GramianWeighting
 from polytask.balancing.engines.core import BaseEngine, Sums
 from polytask.balancing.engines.heads import plain_tap
 from polytask.balancing.engines.jacobian import add_gradient
+from polytask.balancing.engines.losses import backward_weighted
 from polytask.balancing.engines.rows import check_finite, lost_digits, on_host, semi_definite, symmetrised
 from polytask.balancing.types import Losses, MicroBatch, StepReport
 from polytask.errors import BalancerError
 
 
 class GradientEngine(BaseEngine):
-    """Solves the m x m problem of a step; subclasses take the gradients."""
+    """Solves the m x m problem of a step; subclasses take the gradients.
+
+    In a step whose shared parameters are all fixed there is nothing to solve: every task's own parameters get its
+    plain gradient, as in any other step, and the method's state and count of steps rest.
+    """
+
+    def _counted(self, micro: Sequence[MicroBatch]) -> StepReport:
+        if not self.shared_is_fixed():
+            return super()._counted(micro)
+        self._fresh = False
+        total = Sums()
+        for batch in micro:
+            losses = self.check_losses(batch, batch.forward(plain_tap))
+            total.add(losses)
+            backward_weighted(losses, {task: torch.ones_like(loss) for task, loss in losses.tasks.items()})
+        tasks = tuple(task for task in self.balancer.tasks if task in total.values)
+        return report(tasks, self.reduced(total.stack(tasks)), None)
 
     def decide(
         self,
@@ -98,9 +115,8 @@ class GradientEngine(BaseEngine):
         found = {task: loss for task, loss in losses.tasks.items() if loss.requires_grad}
         seeds = [weights[tasks.index(task)].to(loss) for task, loss in found.items()]
         if found:
-            torch.autograd.backward(
-                list(found.values()), seeds, inputs=self.shared, retain_graph=losses.penalty is not None
-            )
+            live = [p for p in self.shared if p.requires_grad]
+            torch.autograd.backward(list(found.values()), seeds, inputs=live, retain_graph=losses.penalty is not None)
         backward_penalty(losses)
 
 
@@ -157,10 +173,15 @@ def roots(losses: Mapping[str, Tensor], penalty: Tensor | None) -> list[Tensor]:
 
 
 def gradients(loss: Tensor, parameters: Sequence[Tensor], keep_graph: bool) -> list[Tensor | None]:
-    """Gradients of one loss; None for a parameter that it does not depend on."""
-    if not loss.requires_grad:
+    """Gradients of one loss; None for a parameter that it does not depend on, or that is fixed."""
+    live = [p for p in parameters if p.requires_grad]
+    if not loss.requires_grad or not live:
         return [None] * len(parameters)
-    return list(torch.autograd.grad(loss, list(parameters), retain_graph=keep_graph, allow_unused=True))
+    found = torch.autograd.grad(loss, live, retain_graph=keep_graph, allow_unused=True)
+    if len(live) == len(parameters):
+        return list(found)
+    by_number = dict(zip(map(id, live), found, strict=True))
+    return [by_number.get(id(p)) for p in parameters]
 
 
 def add_gradients(parameters: Sequence[nn.Parameter], found: Sequence[Tensor | None]) -> None:

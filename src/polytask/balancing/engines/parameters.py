@@ -48,7 +48,7 @@ class ParameterEngine(OutputEngine):
             return self.told(tasks, self.weighted_pass(micro, tasks, kept), kept)
         assert self.jacobian is not None
         first: Losses | None = None
-        if self._linear and len(micro) == 1 and len(tasks) >= FEWEST_TASKS:
+        if self._pays_from_outputs(micro, tasks):
             with recorded(self._linear) as layers:
                 first = self.check_losses(micro[0], micro[0].forward(plain_tap))
             if pays(layers) and self.tied_to_nothing(first, self.shared):
@@ -81,6 +81,11 @@ class ParameterEngine(OutputEngine):
         rows = self.jacobian.buffer
         self.jacobian.write(weights.to(rows) @ rows)
         return found
+
+    def _pays_from_outputs(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> bool:
+        """Whether the short way may be tried; it takes the weights of all layers, so none may be fixed."""
+        wide = bool(self._linear) and len(micro) == 1 and len(tasks) >= FEWEST_TASKS
+        return wide and all(p.requires_grad for p in self.shared)
 
     def _jacobian_again(self) -> Tensor:
         assert self.jacobian is not None
@@ -156,7 +161,9 @@ class PartEngine(OutputEngine):
         if len(micro) == 1:
             with recorded(self._linear) as layers:
                 alone = self.check_losses(micro[0], micro[0].forward(plain_tap))
-            if self._linear and pays(layers) and self.tied_to_nothing(alone, self.parts[0]):
+            # The short way takes the weights of the whole layer, so none may be fixed.
+            trained = all(p.requires_grad for p in self.parts[0])
+            if self._linear and trained and pays(layers) and self.tied_to_nothing(alone, self.parts[0]):
                 weights, found, _ = self.from_outputs(alone, tasks, layers)
                 self.weighted_backward(alone, tasks, weights, own=False)
                 return found

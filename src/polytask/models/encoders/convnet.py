@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from polytask import registry
 from polytask.errors import RecipeError, unknown
 from polytask.models.encoders.staged import Staged
+from polytask.models.encoders.weights import pixels
 from polytask.sharing.layers import GlobalPool, activation, check_dropout
 
 
@@ -82,6 +83,10 @@ class ConvNet(Staged):
         if type(self) is ConvNet:
             options = {"channels": list(channels), "kernel_size": kernel_size, "norm": norm, "activation": activation}
             registry.mark(self, "convnet", {"in_channels": in_channels, **options, "dropout": dropout, "pool": pool})
+
+    def begin(self, inputs: Tensor) -> Tensor:
+        """The images; those of bytes as floats from 0 to 1."""
+        return pixels(inputs)
 
     def end(self, state: Tensor) -> Tensor:
         """The mean over positions, or the map itself."""

@@ -6,6 +6,7 @@ from polytask.reporting.record import RunRecord
 from polytask.reporting.section import Section
 from polytask.reporting.sections.conflict import conflict
 from polytask.reporting.sections.data import data
+from polytask.reporting.sections.decision import decision
 from polytask.reporting.sections.learning import learning
 from polytask.reporting.sections.model import model
 from polytask.reporting.sections.overview import overview
@@ -17,6 +18,7 @@ SECTIONS: tuple[Callable[[RunRecord], Section | None], ...] = (
     overview,
     learning,
     tasks,
+    decision,
     conflict,
     sharing,
     data,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
+from polytask.reporting.heat import matrix
 from polytask.reporting.plots import Line, lines
 from polytask.reporting.record import RunRecord
 from polytask.reporting.section import Section, fill
@@ -16,6 +17,8 @@ from polytask.reporting.words import metric_label, percent
 
 MAX_LINES = 8
 POINTS = 60
+LAYER = "layer_cosine."
+LAYER_COLUMNS = 12
 # Columns of the history that are about the step itself, not about how tasks were balanced.
 _NOT_BALANCING = ("scope", "epoch", "step", "lr")
 
@@ -26,18 +29,38 @@ def conflict(record: RunRecord) -> Section | None:
     weights = [name for name in names if name.startswith("weight.")]
     cosines = [name for name in names if name.startswith("cosine.")]
     fixed = _fixed(record, weights)
-    known = {*weights, *cosines, *_NOT_BALANCING}
+    layers = [name for name in names if name.startswith(LAYER)]
+    known = {*weights, *cosines, *layers, *_NOT_BALANCING}
     others = [name for name in names if name not in known and not name.startswith("loss.")]
     drawn = [
         *([] if fixed else _together(record, weights, "weight of each task")),
         *_together(record, _most_opposed(record, cosines), "cosine between gradients"),
         *(plot for name in others for plot in _together(record, [name], metric_label(name))),
     ]
-    if not drawn and not fixed:
+    by_layer = _by_layer(record, layers)
+    if not drawn and not fixed and by_layer is None:
         return None
     table = _cosine_table(record, cosines)
-    html = fill("conflict.html.j2", balancer=record.balancer, fixed=fixed, plots=drawn, table=table)
+    html = fill("conflict.html.j2", balancer=record.balancer, fixed=fixed, plots=drawn, table=table, by_layer=by_layer)
     return Section("conflict", "Balancing and conflict", html)
+
+
+def _by_layer(record: RunRecord, names: Sequence[str]) -> Markup | None:
+    """Layers down, steps across, and in each cell the mean cosine of the looks that fall into it."""
+    looks = [row for row in record.balancing if any(row.get(name) is not None for name in names)]
+    if not looks:
+        return None
+    parts = np.array_split(np.arange(len(looks)), min(len(looks), LAYER_COLUMNS))
+    numbers = [[np.nan if row.get(name) is None else float(row[name]) for row in looks] for name in names]
+    values = np.array([[_mean(np.array(of)[part]) for part in parts] for of in numbers])
+    steps = [f"{looks[part[-1]]['step']:g}" for part in parts]
+    layers = [name.removeprefix(LAYER).removeprefix("sharing.") for name in names]
+    return matrix(values, layers, steps, title="mean cosine by shared layer", axes=("layer", "step"))
+
+
+def _mean(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else np.nan
 
 
 def _fixed(record: RunRecord, weights: Sequence[str]) -> str:

@@ -16,6 +16,10 @@ from polytask.reporting.words import metric_label
 def learning(record: RunRecord) -> Section | None:
     """Learning curves, if the run left a history."""
     rows = [(task.name, drawn) for task in record.tasks if (drawn := _drawings(task, record))]
+    epochs, values = column(record.epochs, "index", "epoch")
+    if epochs:
+        line = Line(epochs, values)
+        rows.insert(0, ("index", [lines([line], title="validation index", x_label="epoch", mark=record.best_epoch)]))
     if not rows:
         return None
     html = fill("learning.html.j2", rows=rows, best_epoch=record.best_epoch, stop_reason=record.stop_reason)

@@ -74,7 +74,8 @@ def _reference_cell(task: TaskRecord, source: str) -> Cell:
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
     """The run in a handful of numbers, each with what it counts."""
-    facts = [(str(len(record.tasks)), "task" if len(record.tasks) == 1 else "tasks, one model")]
+    facts = _index_facts(record)
+    facts += [(str(len(record.tasks)), "task" if len(record.tasks) == 1 else "tasks, one model")]
     if "train" in record.data.sizes:
         facts.append((f"{record.data.sizes['train']:,}", "training rows"))
     if record.model.parts:
@@ -91,6 +92,15 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     if undefined:
         facts.append((str(len(undefined)), f"of {plural(len(record.tasks), 'task')} without a score"))
     return facts
+
+
+def _index_facts(record: RunRecord) -> list[tuple[str, str]]:
+    """The composite index on the split that counts."""
+    if record.index is None or not record.index.values:
+        return []
+    split = next((split for split in _splits(record) if split in record.index.values), next(iter(record.index.values)))
+    arrow = "↑" if record.index.higher_is_better else "↓"
+    return [(number(record.index.values[split]), f"index {arrow} on the {split} rows: {record.index.description}")]
 
 
 def _on(record: RunRecord) -> str:

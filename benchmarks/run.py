@@ -87,12 +87,17 @@ def of_table_load(found: dict[str, Any]) -> Iterator[Line]:
         yield Line("table_load", what, found[what], bar)
 
 
+def of_compare(found: dict[str, Any]) -> Iterator[Line]:
+    yield Line("compare", "whole time without a start-up / training time of a worker", found["ratio"], found["bar"])
+
+
 READERS: dict[str, Callable[[Any], Iterator[Line]]] = {
     "loop": of_loop,
     "solvers": of_solvers,
     "steps": of_steps,
     "experts": of_experts,
     "table_load": of_table_load,
+    "compare": of_compare,
 }
 WITHOUT_QUICK = ("table_load",)
 WITH_DEVICE = ("steps",)

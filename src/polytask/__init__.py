@@ -17,12 +17,14 @@ __version__ = "0.1.0"
 _PLACES = {
     "Batch": "polytask.data.batch:Batch",
     "Callback": "polytask.training.callbacks:Callback",
+    "Comparison": "polytask.analysis.comparison:Comparison",
     "MultiTaskModel": "polytask.models:MultiTaskModel",
     "Recipe": "polytask.recipes.schema:Recipe",
     "Run": "polytask.training.fit:Run",
     "Scores": "polytask.evaluation:Scores",
     "Task": "polytask.tasks.task:Task",
     "affinity": "polytask.analysis.affinity:affinity",
+    "compare": "polytask.analysis.compare:compare",
     "delta_m": "polytask.evaluation:delta_m",
     "evaluate": "polytask.api:evaluate",
     "fit": "polytask.api:fit",
@@ -32,8 +34,10 @@ _PLACES = {
     "mean_rank": "polytask.evaluation:mean_rank",
     "ref": "polytask.serving:ref",
     "run": "polytask.api:run",
+    "tune": "polytask.analysis.tune:tune",
 }
 _PACKAGES = (
+    "analysis",
     "balancing",
     "data",
     "evaluation",
@@ -50,6 +54,7 @@ _PACKAGES = (
 __all__ = [
     "Batch",
     "Callback",
+    "Comparison",
     "MultiTaskModel",
     "Recipe",
     "Run",
@@ -57,7 +62,9 @@ __all__ = [
     "Task",
     "__version__",
     "affinity",
+    "analysis",
     "balancing",
+    "compare",
     "data",
     "delta_m",
     "evaluate",
@@ -76,10 +83,12 @@ __all__ = [
     "sharing",
     "tasks",
     "training",
+    "tune",
 ]
 
 if TYPE_CHECKING:
     from polytask import (
+        analysis,
         balancing,
         data,
         evaluation,
@@ -92,7 +101,10 @@ if TYPE_CHECKING:
         training,
     )
     from polytask.analysis.affinity import affinity
+    from polytask.analysis.compare import compare
+    from polytask.analysis.comparison import Comparison
     from polytask.analysis.group import group
+    from polytask.analysis.tune import tune
     from polytask.api import evaluate, fit, run
     from polytask.data.batch import Batch
     from polytask.evaluation import Scores, delta_m, mean_rank

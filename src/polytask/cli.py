@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from polytask import __version__
+from polytask.analysis.commands import COMMANDS
 from polytask.errors import PolytaskError, suggestion
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -35,6 +36,7 @@ def main() -> None:
       polytask fit recipes/census.yaml
       polytask evaluate runs/census-1
       polytask predict runs/census-1 new_people.csv --out predictions.csv
+      polytask compare recipes/census.yaml --balancers equal,nash_mtl
       polytask list balancers
     """
 
@@ -145,6 +147,44 @@ def report(run: Path) -> None:
     click.echo(str(run / "report.html"))
 
 
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--balancers", metavar="NAMES", help="Such as equal,nash_mtl,'cagrad(c=0.4)'; see: polytask list.")
+@click.option("--sharings", metavar="NAMES", help="Such as hard,'mmoe(experts=4)'; the recipe's own if left out.")
+@click.option("--baselines", metavar="NAMES", help="tuned_static, trees; separate networks are always there.")
+@click.option("--seeds", type=int, help="How many seeds; 3 if left out.")
+@click.option("--budget", help="trials=NUMBER or minutes=NUMBER of search for every method; trials=1 if left out.")
+@click.option("--jobs", type=int, help="Worker processes; one a core if left out.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; a comparison that is there goes on.")
+@click.option("--quiet", is_flag=True, help="Only the table at the end.")
+def compare(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool, **asked: Any) -> None:
+    """Train several methods on RECIPE and say whether they differ beyond noise.
+
+    Every balancer is trained under every sharing, and separate networks beside them. Settings are chosen on the
+    validation rows; the test rows are scored once, at the end. The folder gets report.html, results.json and tables.
+    The same command again goes on after an interrupt; with further names it adds them.
+
+    \b
+    Examples:
+      polytask compare recipes/census.yaml --balancers equal,uncertainty,nash_mtl --seeds 5
+      polytask compare recipes/census.yaml --balancers "equal,cagrad(c=0.4)" --sharings hard,mmoe
+      polytask compare recipes/census.yaml --baselines tuned_static,trees --budget trials=8 --jobs 2
+      polytask compare recipes/census.yaml --set training.epochs=2 --out comparisons/quick
+    """
+    from polytask.analysis.compare import compare as run_comparison
+
+    folder = out or Path("comparisons") / recipe.stem
+    say = None if quiet else lambda text: click.echo(text, err=True)
+    try:
+        found = run_comparison(recipe, overrides=overrides, out=folder, say=say, **asked)
+    except KeyboardInterrupt:
+        click.echo(f"\nStopped. What was finished is kept; the same command goes on in {folder}.", err=True)
+        sys.exit(130)
+    click.echo(found)
+    click.echo(f"\nReport: {folder / 'report.html'}")
+
+
 @main.command("list")
 @click.argument("group", required=False)
 def list_(group: str | None) -> None:
@@ -168,6 +208,10 @@ def list_(group: str | None) -> None:
         width = max((len(key) for key in entries), default=0)
         for key, entry in entries.items():
             click.echo(f"  {key:{width}}  {entry.help}")
+
+
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,10 @@ TASKS = {
         "polytask.tasks.tagging:tagging",
         "One tag for every word of a text: names and slots, phrases, parts of speech.",
     ),
+    "embedding": Entry(
+        "polytask.tasks.embedding:embedding",
+        "A vector a row, near to those of rows that belong together: for retrieval.",
+    ),
 }
 
 ENCODERS = {
@@ -60,6 +64,10 @@ ENCODERS = {
     "hub": Entry(
         "polytask.models.encoders.hub:Hub",
         "A pretrained text encoder that is built like BERT: BERT, RoBERTa, DistilBERT, MiniLM and their kin.",
+    ),
+    "fusion": Entry(
+        "polytask.models.encoders.fusion:Fusion",
+        "An encoder for each text and image column and one for all numbers and categories, joined by dense layers.",
     ),
 }
 
@@ -305,6 +313,7 @@ STRATEGIES = {
 
 DATASETS = {
     "census_income": Entry("polytask.data.datasets.census_income:load", "Census-Income (KDD), 299,285 people."),
+    "yeast": Entry("polytask.data.datasets.yeast:load", "Yeast, 2,417 genes with 14 labels."),
     "multi_fashion": Entry(
         "polytask.data.datasets.multi_fashion:load", "Two garments of Fashion-MNIST in one picture, 70,000 pictures."
     ),

@@ -37,3 +37,7 @@ def sleeps(context, seconds):
     time.sleep(seconds)
     (Path(context["folder"]) / "slept").touch()
     return seconds
+
+
+def gives_an_object(context):
+    return object()

@@ -20,7 +20,7 @@ def pool(tmp_path, monkeypatch):
 
     def make(workers=2, **options):
         arguments = {"context": f"{JOBS}:context", "context_arguments": {"folder": str(tmp_path)}}
-        made.append(Pool(workers, **arguments, **options))
+        made.append(Pool(workers, warm=False, **arguments, **options))
         return made[-1]
 
     yield make
@@ -76,7 +76,9 @@ def test_a_job_that_always_kills_is_given_up_by_name(pool):
         pool(1, retries=1).run([Job("mortal", f"{JOBS}:dies", {"times": 9})])
 
 
-def test_nothing_to_wait_for(pool):
+def test_no_workers_and_nothing_to_wait_for(pool):
+    with pytest.raises(PoolError, match="at least 1 worker process; found 0"):
+        pool(0)
     with pytest.raises(PoolError, match="no job to wait for"):
         pool(1).wait()
 
@@ -85,7 +87,7 @@ def test_workers_end_when_the_parent_is_killed_and_on_ctrl_c(tmp_path):
     script = (
         "import sys; sys.path.insert(0, {here!r})\n"
         "from polytask.analysis.pool import Pool, Job\n"
-        "with Pool(1, context='jobs:context', context_arguments={{'folder': {folder!r}}}) as pool:\n"
+        "with Pool(1, warm=False, context='jobs:context', context_arguments={{'folder': {folder!r}}}) as pool:\n"
         "    pool.run([Job('nap', 'jobs:sleeps', {{'seconds': 60}})])\n"
     )
     for number, code in ((signal.SIGKILL, -9), (signal.SIGINT, -2)):
@@ -112,5 +114,11 @@ def test_threads_are_shared_out(monkeypatch, pool):
 
 
 def test_jobs_are_plain_data(pool):
+    made = pool(1)
     with pytest.raises(TypeError, match="not JSON serializable"):
-        pool(1).run([Job("a", f"{JOBS}:plain", {"number": object()})])
+        made.run([Job("a", f"{JOBS}:plain", {"number": object()})])
+    made.close()
+    outcome = pool(1).run([Job("b", f"{JOBS}:gives_an_object")])["b"]
+    assert outcome.kind == "TypeError"
+    assert "not JSON serializable" in outcome.error
+    assert outcome.seconds > 0

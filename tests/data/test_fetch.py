@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from polytask.data.datasets import census_income, multi_fashion, multi_mnist
+from polytask.data.datasets import census_income, multi_fashion, multi_mnist, yeast
 from polytask.data.fetch import Archive, fetch
 from polytask.data.overlay import overlaid
 from polytask.errors import DataError
@@ -214,6 +214,46 @@ def test_census_income_fetched():
     frames = census_income.load()
     assert frames["train"]["income"].cast(pl.String).value_counts(sort=True).row(0) == ("- 50000.", 187_141)
     assert frames["test"].height == 99_762
+
+
+def test_a_source_archive_of_another_backend_is_fetched(index):
+    path = index / "kit_rows-1.0.tar.gz"
+    texts = {
+        "PKG-INFO": "Metadata-Version: 2.1\nName: kit-rows\nVersion: 1.0\n",
+        "pyproject.toml": '[build-system]\nrequires = ["maturin"]\nbuild-backend = "maturin"\n',
+        "kit/data/rows.csv": "a\n1\n",
+    }
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in texts.items():
+            member = tarfile.TarInfo(f"kit_rows-1.0/{name}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    found = fetch("rows", described(path, wheel=False, backend="maturin"), say=lambda text: None)
+    assert found["rows.csv"].read_text() == "a\n1\n"
+
+
+def test_yeast_from_a_folder(tmp_path, monkeypatch):
+    heading = ",".join([*yeast.INPUTS, *yeast.LABELS])
+    lines = [",".join([f"{row / 100}"] * 103 + [str(row % 2)] * 14) for row in range(20)]
+    with gzip.open(tmp_path / "yeast.csv.gz", "wt") as file:
+        file.write("\n".join([heading, *lines]))
+    with pytest.raises(DataError, match=r"20 records and 117 columns, not the 2,417 and 117 of Yeast"):
+        yeast.load(tmp_path)
+    monkeypatch.setattr(yeast, "ROWS", 20)
+    frames = yeast.load(tmp_path)
+    assert {part: len(frame) for part, frame in frames.items()} == {"train": 12, "test": 8}
+    assert frames["train"]["Class1"].dtype == pl.Int64
+    assert yeast.RECIPE["inputs"].keys().isdisjoint(yeast.LABELS)
+
+
+@pytest.mark.slow
+def test_yeast_fetched():
+    frames = yeast.load()
+    assert {part: len(frame) for part, frame in frames.items()} == {"train": 1500, "test": 917}
+    # Published facts of the data set: labels a gene, and the genes of the most frequent label.
+    whole = pl.concat(frames.values())
+    assert round(sum(whole[label].mean() for label in yeast.LABELS), 3) == 4.237
+    assert whole["Class12"].sum() == 1816
 
 
 def test_pairs_of_pictures():

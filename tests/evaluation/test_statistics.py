@@ -38,8 +38,8 @@ def test_one_value_has_no_interval_and_none_no_mean():
     assert math.isnan(mean_interval([]).mean)
 
 
-def test_pairs_that_differ_by_one_amount_have_no_noise():
-    assert paired_difference([0.3, 0.2], [0.2, 0.1]).p == 0.0
+def test_pairs_that_differ_by_one_amount_have_no_spread_to_test_by():
+    assert math.isnan(paired_difference([0.3, 0.2], [0.2, 0.1]).p)
     assert paired_difference([0.2, 0.1], [0.2, 0.1]).p == 1.0
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from polytask.analysis import trees
-from polytask.analysis.comparison import Comparison, MethodResult, TaskFacts
+from polytask.analysis.comparison import Comparison
 from polytask.analysis.folder import Budget, Folder, Plan, Work, identity
 from polytask.analysis.jobs import Result
+from polytask.analysis.method_result import MethodResult, TaskFacts
 from polytask.analysis.methods import TUNED_STATIC, Given, Method, choose
-from polytask.analysis.pool import Pool
+from polytask.analysis.pool import Pool, cores
 from polytask.analysis.rows import digest, write_rows
 from polytask.analysis.running import Running, Say, Trained
 from polytask.errors import PolytaskError, RecipeError
@@ -83,7 +84,7 @@ def compare(
     _require_sense(methods, spend, seeds)
     known = len(before.seeds) if before else SEEDS
     numbers = tuple(loaded.training.seed + i for i in range(seeds if seeds is not None else known))
-    workers = jobs if jobs is not None else _cores()
+    workers = jobs if jobs is not None else cores()
     with (
         folder.held(),
         Pool(
@@ -113,10 +114,6 @@ def compare(
 def choose_baselines(recipe: Recipe, baselines: Sequence[str] | str | None) -> list[Method]:
     """The baselines alone, to add to a comparison that is there."""
     return [method for method in choose(recipe, None, None, baselines) if method.is_baseline]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _require_sense(methods: Sequence[Method], budget: Budget, seeds: int | None) -> None:
@@ -162,7 +159,7 @@ def _try_out(method: Method, base: Mapping[str, Any], built: Built) -> None:
 
 def _criterion(built: Built) -> Criterion:
     select = built.recipe.training.select
-    return Criterion(MEAN_IMPROVEMENT if select == "last" else select, built.model.tasks)
+    return Criterion(MEAN_IMPROVEMENT if select == "last" else select, built.model.tasks, built.index)
 
 
 def _result(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from polytask.analysis.methods import SEPARATE, TREES
 from polytask.errors import listed
 from polytask.evaluation import Difference, corrected, paired_difference
+from polytask.reporting.words import percent
 
 if TYPE_CHECKING:
     from polytask.analysis.comparison import Comparison
@@ -83,7 +84,7 @@ def _smaller(of: Comparison, level: list[str]) -> str:
     least = min(sizes, key=lambda name: sizes[name])
     if sizes[least] >= single:
         return ""
-    return f" Not told apart from them, {least} has {sizes[least] / single:.0%} of their parameters."
+    return f" Not told apart from them, {least} has {percent(sizes[least] / single)} of their parameters."
 
 
 def _against_equal(of: Comparison, shared: list[str]) -> list[str]:

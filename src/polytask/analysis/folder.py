@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,13 @@ class Folder:
     def weights(self, work: Work) -> Path:
         """File of trained weights."""
         return self.path / "weights" / f"{work.key}.safetensors"
+
+    def keep_weights(self, final: Sequence[Work]) -> None:
+        """Delete the weights of settings that were tried and not chosen."""
+        wanted = {self.weights(work) for work in final}
+        for path in (self.path / "weights").glob("*.safetensors"):
+            if path not in wanted:
+                path.unlink()
 
     def plan(self) -> Plan | None:
         """What was compared here so far, or None.

@@ -17,7 +17,7 @@ from polytask.analysis.rows import Rows, read_part
 from polytask.evaluation import evaluate
 from polytask.files import replacing
 from polytask.models import MultiTaskModel
-from polytask.recipes.build import make_model
+from polytask.recipes.build import make_index, make_model
 from polytask.recipes.load import load_recipe
 from polytask.recipes.schema import Recipe
 from polytask.training.fit import prepare_model, seeded, train
@@ -48,7 +48,14 @@ def train_network(rows: Rows, *, recipe: Mapping[str, Any], result: str, weights
         model = make_model(loaded, rows.schema, rows.tasks)
     peak = watch_memory(settings.device)
     began = time.perf_counter()
-    run = train(model, rows.sources["train"], rows.sources["validation"], balancer=loaded.balancer, settings=settings)
+    run = train(
+        model,
+        rows.sources["train"],
+        rows.sources["validation"],
+        balancer=loaded.balancer,
+        settings=settings,
+        index=make_index(loaded, rows.tasks),
+    )
     seconds = time.perf_counter() - began
     assert run.scores is not None
     save_state({"model": model.state_dict()}, Path(weights))

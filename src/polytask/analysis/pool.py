@@ -24,7 +24,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class PoolError(PolytaskError, RuntimeError):
-    """A job whose worker died every time."""
+    """A pool without workers, or a job whose worker died every time."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Outcome:
         error: What its exception said, or None.
         kind: Class name of the exception.
         trace: Its traceback.
+        seconds: How long the worker took.
         attempts: How often it was started: 1, or more if a worker died over it.
     """
 
@@ -61,6 +62,7 @@ class Outcome:
     error: str | None = None
     kind: str = ""
     trace: str = ""
+    seconds: float = 0.0
     attempts: int = 1
 
 
@@ -78,10 +80,11 @@ class Pool:
         retries: How often a job is started again after its worker died.
         threads: Threads of a worker; None shares the cores out, with one thread each where there are as many
             workers as cores. A smaller ``OMP_NUM_THREADS`` of the caller's counts.
+        warm: Whether workers load what training needs as they start, so that no job is charged for it.
         on_event: Gets a sentence when a worker died and its job is started again.
 
     Example:
-        >>> with Pool(1) as pool:
+        >>> with Pool(1, warm=False) as pool:
         ...     outcomes = pool.run([Job("root", "math:sqrt", {}), Job("sum", "statistics:mean", {"data": [1, 3]})])
         >>> outcomes["sum"].value, outcomes["root"].kind
         (2, 'TypeError')
@@ -95,9 +98,13 @@ class Pool:
         context_arguments: Mapping[str, Any] | None = None,
         retries: int = 2,
         threads: int | None = None,
+        warm: bool = True,
         on_event: Callable[[str], None] | None = None,
     ):
-        self._hello = {"path": sys.path, "context": context, "context_arguments": dict(context_arguments or {})}
+        if workers < 1:
+            raise PoolError(f"A pool needs at least 1 worker process; found {workers}.")
+        arguments = dict(context_arguments or {})
+        self._hello = {"path": sys.path, "context": context, "context_arguments": arguments, "warm": warm}
         self._retries, self._on_event = retries, on_event or (lambda text: None)
         self._environment = {**os.environ, **dict.fromkeys(THREADS, str(threads or _threads(workers)))}
         self._answers: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
@@ -246,10 +253,14 @@ class _Worker:
         answers.put((self, None))
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _threads(workers: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     most = os.environ.get("OMP_NUM_THREADS", "")
-    share = max(1, cores // workers)
+    share = max(1, cores() // workers)
     return min(share, int(most)) if most.isdigit() and int(most) else share
 
 

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from polytask.analysis.folder import flat
 from polytask.analysis.methods import BASELINES, SEPARATE, TREES
-from polytask.analysis.tables import percent, with_half
+from polytask.analysis.tables import percent, rank_text, with_half
 from polytask.evaluation import Difference
 from polytask.recipes.load import write_yaml
 from polytask.reporting.blocks import Code, Facts, Figures, Heading, Paragraph, Sentences, section
 from polytask.reporting.dots import Point, Row, interval_rows, named_points
 from polytask.reporting.page import Page
 from polytask.reporting.section import Section
-from polytask.reporting.tables import Cell, Column, Table, value_cell
+from polytask.reporting.tables import Cell, Column, Table
 from polytask.reporting.words import duration, memory, metric_label, number, plural
 
 if TYPE_CHECKING:
-    from polytask.analysis.comparison import Comparison, MethodResult, TaskFacts
+    from polytask.analysis.comparison import Comparison
+    from polytask.analysis.method_result import MethodResult, TaskFacts
 
 MOST_PAIRS = 6
 """Drawings of pairs of tasks; with more tasks only gain against cost is drawn."""
@@ -70,11 +70,16 @@ def _scores(of: Comparison) -> Table:
     ]
     rows = []
     for method in of.methods:
-        cells = [Cell(method.name), *_gain_cells(gains.get(method.name))]
+        cells = [Cell(_whole(method.name)), *_gain_cells(gains.get(method.name))]
+        cells += [Cell(rank_text(ranks[method.name])), Cell("yes" if method.name in front else "", tone="quiet")]
         cells += [Cell(with_half(of.interval(method.name, task.name, task.primary))) for task in of.tasks]
-        cells += [value_cell(ranks[method.name]), Cell("yes" if method.name in front else "", tone="quiet")]
         rows.append(tuple(cells))
     return Table(tuple(columns), tuple(rows))
+
+
+def _whole(name: str) -> str:
+    """A name that is not broken between lines."""
+    return name.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _task_column(task: TaskFacts) -> Column:
@@ -104,7 +109,7 @@ def gains(of: Comparison) -> Section:
         Row(name, by_seed.get(name, ()), g.interval.mean, g.interval.low, g.interval.high, quiet=name in BASELINES)
         for name, g in found.items()
     ]
-    drawn = [interval_rows(rows, title="delta_m against separate networks", x_label="percent", zero=True)]
+    drawn = [interval_rows(rows, title="delta_m against separate networks", x_label="percent", zero=True, width=7.4)]
     return section(
         "gains",
         "Gains and seeds",
@@ -120,16 +125,8 @@ def _seeds(of: Comparison, task: TaskFacts) -> Markup:
     for method in of.methods:
         between = of.interval(method.name, task.name, task.primary)
         values = [v for v in method.values(task.name, task.primary, of.seeds) if not math.isnan(v)]
-        rows.append(
-            Row(
-                method.name,
-                values,
-                between.mean,
-                between.low,
-                between.high,
-                quiet=method.name in BASELINES,
-            )  # fmt: skip
-        )
+        ends = (between.mean, between.low, between.high)
+        rows.append(Row(method.name, values, *ends, quiet=method.name in BASELINES))
     return interval_rows(rows, title=task.name, x_label=_task_column(task).label.removeprefix(f"{task.name}, "))
 
 
@@ -158,8 +155,9 @@ def front(of: Comparison) -> Section:
         "Pareto front and cost",
         Figures(drawn),
         Paragraph(
-            "A filled point is on the Pareto front over all tasks: no method is at least as good in every task's mean "
-            "and better in one. Noise counts there as any difference does.",
+            "Tasks: a filled point is on the Pareto front over all tasks, since no method is at least as good in every "
+            "task's mean and better in one. Cost: a filled point is on the line of the best gain for the cost. Noise "
+            "counts in both as any difference does.",
             hint=True,
         ),
     )
@@ -170,15 +168,20 @@ def _seconds(method: MethodResult) -> float | None:
 
 
 def _cost(of: Comparison, label: str, cost: Callable[[MethodResult], float | None]) -> Markup:
-    found, on_front = of.gains(), of.pareto_front()
-    points = []
+    found = of.gains()
+    places = {}
     for method in of.methods:
         x = cost(method)
         y = 0.0 if method.name == SEPARATE else found[method.name].interval.mean
-        points.append(
-            Point(method.name, math.nan if x is None else x, y, method.name in on_front, method.name in BASELINES)
+        if x is not None and not math.isnan(y):
+            places[method.name] = (x, y)
+    points = [
+        Point(
+            name, x, y, not any(a <= x and b >= y and (a, b) != (x, y) for a, b in places.values()), name in BASELINES
         )
-    return named_points(points, title=f"Gain and {label}", x_label=label, y_label="delta_m %", log_x=True)
+        for name, (x, y) in places.items()
+    ]
+    return named_points(points, title=f"Gain and {label}", x_label=label, y_label="delta_m %", log_x=True, joined=True)
 
 
 def differences(of: Comparison) -> Section:
@@ -193,8 +196,8 @@ def differences(of: Comparison) -> Section:
         *blocks,
         Paragraph(
             "Mean difference of a method to the baseline with the same seed, with its 95 % interval. Green is better "
-            "and red is worse beyond noise: a paired t test, corrected by Holm's method over all cells of the table, at "
-            "5 %.",
+            "and red is worse beyond noise: a paired t test, corrected by Holm's method over all cells of the table, "
+            "at 5 %.",
             hint=True,
         ),
     )
@@ -207,7 +210,7 @@ def _differences(of: Comparison, against: str) -> Table:
     for method in of.methods:
         if method.name == against:
             continue
-        cells = [Cell(method.name)]
+        cells = [Cell(_whole(method.name))]
         for task in of.tasks:
             gap = found[method.name, task.name]
             cells.append(Cell(_signed(gap), tone=_tone(gap, 1 if task.directions[task.primary] else -1)))
@@ -219,7 +222,7 @@ def _signed(gap: Difference) -> str:
     between = gap.interval
     if math.isnan(between.mean):
         return "–"
-    text = with_half(between)
+    text = with_half(between, least=0)
     return text if text.startswith("-") else f"+{text}"
 
 
@@ -230,7 +233,7 @@ def all_metrics(of: Comparison) -> Section:
         names = list(task.directions)
         columns = (Column("method", numeric=False), *(Column(metric_label(name)) for name in names))
         rows = tuple(
-            (Cell(m.name), *(Cell(with_half(of.interval(m.name, task.name, name))) for name in names))
+            (Cell(_whole(m.name)), *(Cell(with_half(of.interval(m.name, task.name, name))) for name in names))
             for m in of.methods
         )
         blocks.append(Table(columns, rows, caption=f"{task.name} ({task.kind})", folded=len(of.tasks) > 3))
@@ -243,10 +246,10 @@ def costs(of: Comparison) -> Section:
     columns += [Column("parameters"), Column("chosen settings", numeric=False)]
     rows = []
     for method in of.methods:
-        settings = ", ".join(f"{key}={_value(value)}" for key, value in flat(method.settings).items() if key)
+        settings = ", ".join(f"{key}={_value(value)}" for key, value in method.settings.items())
         rows.append(
             (
-                Cell(method.name),
+                Cell(_whole(method.name)),
                 Cell(duration(_seconds(method))),
                 Cell(duration(method.search_seconds) if method.trials else ""),
                 Cell(memory(method.peak_memory_bytes)),

@@ -13,11 +13,12 @@ from polytask.analysis.methods import TREE_DEFAULTS, Method
 from polytask.analysis.pool import Job, Outcome, Pool, PoolError
 from polytask.analysis.rows import write_rows
 from polytask.analysis.search import Trial, best, search
-from polytask.errors import TrainingError
+from polytask.errors import BalancerError, RecipeError, ShapeError, TrainingError
 from polytask.evaluation import Criterion
 from polytask.recipes.build import Built
 
 Say = Callable[[str], None]
+FAILURES = tuple(kind.__name__ for kind in (TrainingError, RecipeError, ShapeError, BalancerError))
 Steps = Generator[list[Work], list[Result], "Trained"]
 
 
@@ -128,9 +129,11 @@ class Running:
             self.worker_seconds += result["seconds"]
             self.say(f"{self.done}: {work.method.name}, seed {work.seed}: {_primary(result, self.criterion)}")
             return result
-        if outcome.kind != TrainingError.__name__:
+        # A search may draw a setting that the method refuses, such as a rank above a layer's width.
+        expected = FAILURES if work.settings else FAILURES[:1]
+        if outcome.kind not in expected:
             raise PoolError(f"'{work.key}' failed: {outcome.kind}: {outcome.error}\n{outcome.trace}")
-        failed = {"failed": outcome.error, "seconds": 0.0}
+        failed = {"failed": outcome.error, "seconds": outcome.seconds}
         write_json(self.folder.result(work), failed)
         self.say(f"{self.done}: {work.method.name}, seed {work.seed} failed: {outcome.error}")
         return failed
@@ -144,6 +147,7 @@ class Running:
             (work, result) for of in trained for work, result in zip(of.work, of.results, strict=True)
             if "failed" not in result
         ]  # fmt: skip
+        self.folder.keep_weights([work for work, _ in final])
         if not built.sources["test"]:
             return {work.key: {"test": result["validation"], "counts": {}} for work, result in final}
         missing = [pair for pair in final if not self.folder.test_result(pair[0]).exists()]

@@ -13,9 +13,12 @@ if TYPE_CHECKING:
 
 Rows = list[list[str]]
 
+MOST_COLUMNS = 4
+"""Tasks whose scores fit on a line of a terminal."""
 
-def with_half(interval: Interval, plus_minus: str = "±") -> str:
-    """A mean with half its interval, with the digits that the interval supports.
+
+def with_half(interval: Interval, least: int = 3) -> str:
+    """A mean with half its interval: two digits of the interval, and ``least`` of the mean if those are more.
 
     Example:
         >>> with_half(Interval(0.94512, 0.94479, 0.94545, 3)), with_half(Interval(12.0, float("nan"), float("nan"), 1))
@@ -23,8 +26,10 @@ def with_half(interval: Interval, plus_minus: str = "±") -> str:
     """
     if not interval.known or interval.half == 0:
         return shown(interval.mean)
-    digits = min(max(1 - math.floor(math.log10(interval.half)), 0), 8)
-    return f"{interval.mean:.{digits}f} {plus_minus} {interval.half:.{digits}f}"
+    wanted = [1 - math.floor(math.log10(interval.half))]
+    wanted += [least - 1 - math.floor(math.log10(abs(interval.mean)))] if interval.mean and least else []
+    digits = min(max(*wanted, 0), 8)
+    return f"{interval.mean:.{digits}f} ± {interval.half:.{digits}f}"
 
 
 def percent(interval: Interval) -> str:
@@ -50,9 +55,13 @@ def cells(of: Comparison) -> Rows:
     for method in of.methods:
         scores = [with_half(of.interval(method.name, task.name, task.primary)) for task in of.tasks]
         gain = percent(gains[method.name].interval) if method.name in gains else "0"
-        rank = ranks[method.name]
-        rows.append([method.name, *scores, gain, DASH if math.isnan(rank) else f"{rank:.2f}"])
+        rows.append([method.name, *scores, gain, rank_text(ranks[method.name])])
     return rows
+
+
+def rank_text(rank: float) -> str:
+    """A mean rank, or a dash."""
+    return DASH if math.isnan(rank) else f"{rank:.2f}"
 
 
 def caption(of: Comparison) -> str:
@@ -69,8 +78,10 @@ def caption(of: Comparison) -> str:
 
 
 def text(of: Comparison) -> str:
-    """As lines of text, with what follows from them."""
+    """As lines of text, with what follows from them; the scores of many tasks are left to the files."""
     rows = cells(of)
+    if len(of.tasks) > MOST_COLUMNS:
+        rows = [[row[0], *row[-2:]] for row in rows]
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*lines, "", *of.conclusion])

@@ -12,6 +12,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -27,18 +28,22 @@ def main() -> None:
     sys.path[:] = hello["path"]
     jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
-    _prepare()
+    if hello["warm"]:
+        _prepare()
     _answer(answers, {"ready": True})
     context: Any = None
     while True:
         job = jobs.get()
+        began = time.perf_counter()
         try:
             if context is None and hello["context"] is not None:
                 context = _call(hello["context"], (), hello["context_arguments"])
-            value = _call(job["function"], () if context is None else (context,), job["arguments"])
-            _answer(answers, {"value": value})
+            # Text at once, so that a result that is no plain data is an error of the job.
+            value = json.dumps(_call(job["function"], () if context is None else (context,), job["arguments"]))
+            answer: dict[str, Any] = {"value": json.loads(value)}
         except Exception as error:
-            _answer(answers, {"error": str(error), "kind": type(error).__name__, "trace": traceback.format_exc()})
+            answer = {"error": str(error), "kind": type(error).__name__, "trace": traceback.format_exc()}
+        _answer(answers, {**answer, "seconds": time.perf_counter() - began})
 
 
 def _listen(jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
@@ -52,11 +57,23 @@ def _listen(jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
 
 
 def _prepare() -> None:
-    """Import what every job needs while the parent still reads the data."""
+    """Train something tiny while the parent still reads the data.
+
+    PyTorch and scikit-learn load parts of themselves when they are first used, which no job should be charged for.
+    """
     import torch
 
+    from polytask.data.source import TensorSource
+    from polytask.models import MultiTaskModel
+    from polytask.sharing import Hard
+    from polytask.tasks import binary
+    from polytask.training.fit import train
+    from polytask.training.settings import TrainingSettings
+
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    import polytask.training.fit  # noqa: F401
+    rows = [TensorSource(torch.eye(2), {"a": torch.tensor([0.0, 1.0])})]
+    model = MultiTaskModel(Hard(torch.nn.Linear(2, 2)), [binary("a")])
+    train(model, rows, rows, settings=TrainingSettings(epochs=1, device="cpu"))
 
 
 def _call(function: str, before: tuple[Any, ...], arguments: Mapping[str, Any]) -> Any:
@@ -66,8 +83,7 @@ def _call(function: str, before: tuple[Any, ...], arguments: Mapping[str, Any]) 
 
 
 def _answer(answers: TextIO, message: Mapping[str, Any]) -> None:
-    # A number that is not finite has no place in JSON; jobs write None.
-    answers.write(json.dumps(message, allow_nan=False) + "\n")
+    answers.write(json.dumps(message) + "\n")
     answers.flush()
 
 

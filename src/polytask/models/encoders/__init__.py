@@ -3,6 +3,8 @@
 from polytask.models.encoders.bilstm import BiLSTM
 from polytask.models.encoders.convnet import ConvNet
 from polytask.models.encoders.fpn import FPN
+from polytask.models.encoders.fusion import Fusion
+from polytask.models.encoders.hub import Hub
 from polytask.models.encoders.mlp import MLP
 from polytask.models.encoders.mobilenet import MobileNetV2
 from polytask.models.encoders.resnet import ResNet, resnet18, resnet34
@@ -14,6 +16,8 @@ __all__ = [
     "MLP",
     "BiLSTM",
     "ConvNet",
+    "Fusion",
+    "Hub",
     "MobileNetV2",
     "ResNet",
     "Staged",

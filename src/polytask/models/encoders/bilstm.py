@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from polytask import registry
 from polytask.data.schema import TableSchema
@@ -43,6 +44,32 @@ class CharacterCNN(nn.Module):
         return pooled(response, real, "max").view(*characters.shape[:2], -1)
 
 
+class RowDropout(nn.Module):
+    """Drops the same entries for all words of a row.
+
+    Args:
+        probability: That an entry is dropped, in training.
+
+    Example:
+        >>> dropped = RowDropout(0.5)(torch.ones(2, 3, 4))
+        >>> bool((dropped == dropped[:, :1]).all())
+        True
+
+    Reference:
+        Gal and Ghahramani, A theoretically grounded application of dropout in recurrent neural networks (2016).
+    """
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, state: Tensor) -> Tensor:
+        """``[rows, words, d]`` to the same shape."""
+        if not self.training or not self.probability:
+            return state
+        return state * functional.dropout(state.new_ones(len(state), 1, state.shape[2]), self.probability)
+
+
 class BothWays(nn.Module):
     """One LSTM from the first word to the last and one back, side by side.
 
@@ -60,7 +87,7 @@ class BothWays(nn.Module):
         super().__init__()
         self.ahead = nn.LSTM(width, hidden, batch_first=True)
         self.back = nn.LSTM(width, hidden, batch_first=True)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = RowDropout(dropout)
         self._margins = margins
 
     def forward(self, state: Tensor) -> Tensor:
@@ -71,7 +98,8 @@ class BothWays(nn.Module):
         turned = torch.where(present, present.sum(1, keepdim=True) - 1 - places, places).unsqueeze(2)
         back = self.back(state.gather(1, turned.expand_as(state)))[0]
         both = torch.cat([self.ahead(state)[0], back.gather(1, turned.expand_as(back))], 2)
-        return self.dropout(both)  # type: ignore[no-any-return]
+        dropped: Tensor = self.dropout(both)
+        return dropped
 
 
 class BiLSTM(Staged):
@@ -87,7 +115,7 @@ class BiLSTM(Staged):
         filters: Features of a word that come from its characters.
         hidden: Width of each direction.
         layers: Stages.
-        dropout: On the embedded words and after every stage.
+        dropout: On the embedded words and after every stage, the same entries for all words of a text.
         word_dropout: Probability that a word is read as an unseen one in training, so that those are learned.
         pool: ``"max"`` or ``"mean"`` over the words.
 
@@ -98,7 +126,7 @@ class BiLSTM(Staged):
     Example:
         >>> from polytask.data.text import encode_text, fit_words
         >>> import polars as pl
-        >>> texts = pl.Series("sentence", ["fly to Boston", "hello"])
+        >>> texts = [pl.Series("sentence", ["fly to Boston", "hello"])]
         >>> column = fit_words(texts, min_count=1, lowercase=True, longest_word=20)
         >>> BiLSTM(TableSchema(texts=(column,)), hidden=8)(encode_text(texts, column)).shape
         torch.Size([2, 4, 16])
@@ -133,7 +161,7 @@ class BiLSTM(Staged):
         self.word_dropout, self.pool = word_dropout, pool
         self.words = nn.Embedding(len(column.words) + 1, embedding)
         self.spelling = CharacterCNN(len(column.characters) + 1, characters, filters) if characters else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = RowDropout(dropout)
         widths = [embedding + (filters if characters else 0), *[2 * hidden] * (layers - 1)]
         self.stages = nn.ModuleList(BothWays(width, hidden, dropout, self._margins) for width in widths)
         self.channel_dims = (-1,) * layers

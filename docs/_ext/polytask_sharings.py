@@ -12,7 +12,11 @@ from polytask_reference import parsed
 
 TASKS = ("a", "b")
 # Options without a default, for the small model.
-NEEDED = {"hierarchical": {"feeds": {"b": ["a"]}}}
+NEEDED = {
+    "hierarchical": {"feeds": {"b": ["a"]}},
+    "esmm": {"order": ["a", "b"]},
+    "aitm": {"order": ["a", "b"]},
+}
 # Widths that no other layer of the small models has: copies of the first layer are counted by its shape.
 INPUTS, WIDTH = 5, 22
 COPIES = {
@@ -79,7 +83,8 @@ def ready(key: str, encoder, **given):
     made = registry.get("sharings", key)(encoder, **NEEDED.get(key, {}), **given)
     inputs = torch.ones(6, INPUTS)
     made.setup(TASKS, inputs)
-    made(inputs, TASKS)
+    # As a model's heads do: a penalty may be on what they predict.
+    made.outputs({task: features.sum(1) for task, features in made(inputs, TASKS).items()}, TASKS)
     return made
 
 

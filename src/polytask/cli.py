@@ -188,7 +188,7 @@ def compare(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: b
 @main.command("list")
 @click.argument("group", required=False)
 def list_(group: str | None) -> None:
-    """List what has a name: tasks, encoders, sharings, balancers, samplers, datasets.
+    """List what has a name: tasks, encoders, sharings, balancers, samplers, strategies, datasets.
 
     \b
     Examples:

@@ -32,6 +32,16 @@ TASKS = {
     "regression": Entry("polytask.tasks.regression:regression", "A real number, standardised inside."),
     "counts": Entry("polytask.tasks.counts:counts", "A count, with a Poisson log-rate."),
     "ordinal": Entry("polytask.tasks.ordinal:ordinal", "Ordered classes, cumulative logits."),
+    "segmentation": Entry("polytask.tasks.segmentation:segmentation", "A class for every pixel, one logit each."),
+    "detection": Entry("polytask.tasks.detection:detection", "Boxes with a class, any number of them in an image."),
+    "dense_regression": Entry(
+        "polytask.tasks.dense_regression:dense_regression",
+        "A real number for every pixel, such as depth, standardised inside.",
+    ),
+    "tagging": Entry(
+        "polytask.tasks.tagging:tagging",
+        "One tag for every word of a text: names and slots, phrases, parts of speech.",
+    ),
 }
 
 ENCODERS = {
@@ -40,6 +50,16 @@ ENCODERS = {
     "convnet": Entry("polytask.models.encoders.convnet:ConvNet", "A small convolutional network for images."),
     "resnet18": Entry("polytask.models.encoders.resnet:resnet18", "ResNet-18 for arrays of images."),
     "resnet34": Entry("polytask.models.encoders.resnet:resnet34", "ResNet-34 for arrays of images."),
+    "fpn": Entry(
+        "polytask.models.encoders.fpn:FPN", "A feature pyramid over a backbone's stages, merged into one map."
+    ),
+    "bilstm": Entry(
+        "polytask.models.encoders.bilstm:BiLSTM", "Words and their characters, then LSTMs in both directions."
+    ),
+    "hub": Entry(
+        "polytask.models.encoders.hub:Hub",
+        "A pretrained text encoder that is built like BERT: BERT, RoBERTa, DistilBERT, MiniLM and their kin.",
+    ),
 }
 
 SHARINGS = {
@@ -101,6 +121,14 @@ SHARINGS = {
         "polytask.sharing.ltb:LTB",
         "Several copies of every stage; each copy, and each task, learns which copy of the stage before it to read.",
     ),
+    "esmm": Entry(
+        "polytask.sharing.esmm:ESMM",
+        "Towers on common embeddings; a step's probability is the product of its own and those of the steps before.",
+    ),
+    "aitm": Entry(
+        "polytask.sharing.aitm:AITM",
+        "Towers on common embeddings; each step of a funnel attends to what the step before it hands on.",
+    ),
 }
 
 BALANCERS: dict[str, Entry] = {
@@ -145,6 +173,14 @@ BALANCERS: dict[str, Entry] = {
     "go4align": Entry(
         "polytask.balancing.loss.go4align:GO4Align", "Group optimization for alignment: similar tasks share one weight."
     ),
+    "ldc_mtl": Entry(
+        "polytask.balancing.loss.discrepancy:LDCMTL",
+        "Loss discrepancy control: learned weights, and a penalty on the differences of neighbouring losses.",
+    ),
+    "auto_lambda": Entry(
+        "polytask.balancing.loss.auto_lambda:AutoLambda",
+        "Auto-Lambda: weights trained on what a step with them does to the losses of other rows.",
+    ),
     "gradnorm": Entry(
         "polytask.balancing.loss.gradnorm:GradNorm", "GradNorm: equal gradient norms, larger where training lags."
     ),
@@ -157,6 +193,10 @@ BALANCERS: dict[str, Entry] = {
     "cagrad": Entry(
         "polytask.balancing.gramian.cagrad:CAGrad",
         "The direction near the mean gradient whose worst task improves most.",
+    ),
+    "conicgrad": Entry(
+        "polytask.balancing.gramian.conic:ConicGrad",
+        "The direction in a cone around the mean gradient whose worst task improves most.",
     ),
     "nash_mtl": Entry(
         "polytask.balancing.gramian.barrier:NashMTL",
@@ -193,6 +233,10 @@ BALANCERS: dict[str, Entry] = {
         "polytask.balancing.gradient.axes:IMTLG",
         "IMTL-G: the update whose projections on all gradients' directions are equal.",
     ),
+    "imtl": Entry(
+        "polytask.balancing.gradient.axes:IMTL",
+        "IMTL: learned loss scales, and for the shared parameters equal projections of the scaled gradients.",
+    ),
     "config": Entry(
         "polytask.balancing.gradient.axes:ConFIG",
         "A direction at equal angles to all gradients, as long as their projections on it together.",
@@ -221,6 +265,10 @@ BALANCERS: dict[str, Entry] = {
         "polytask.balancing.gradient.averaged:MoCo",
         "Multi-objective gradient correction: tracked gradients, with weights that descend on the simplex.",
     ),
+    "modo": Entry(
+        "polytask.balancing.gradient.sampled:MoDo",
+        "Double sampling: weights that descend on the simplex by the gradients of two independent half batches.",
+    ),
     "excess_mtl": Entry(
         "polytask.balancing.gradient.averaged:ExcessMTL",
         "More weight for tasks that are still far from their optimum, by an estimate of the excess risk.",
@@ -242,9 +290,35 @@ SAMPLERS = {
     "together": Entry("polytask.data.sampling:together", "A batch of every task in every step."),
 }
 
+STRATEGIES = {
+    "joint": Entry("polytask.training.strategies:Joint", "Every step updates everything."),
+    "alternating": Entry(
+        "polytask.training.strategies:Alternating",
+        "The shared part with the heads fixed, then the heads with the shared part fixed.",
+    ),
+    "hierarchical": Entry(
+        "polytask.training.strategies:Hierarchical",
+        "Some tasks first, then those that build on them: by levels on every batch, or by phases.",
+    ),
+}
+
 DATASETS = {
     "census_income": Entry("polytask.data.datasets.census_income:load", "Census-Income (KDD), 299,285 people."),
     "yeast": Entry("polytask.data.datasets.yeast:load", "Yeast, 2,417 genes with 14 labels."),
+    "multi_fashion": Entry(
+        "polytask.data.datasets.multi_fashion:load", "Two garments of Fashion-MNIST in one picture, 70,000 pictures."
+    ),
+    "multi_mnist": Entry(
+        "polytask.data.datasets.multi_mnist:load", "Two digits of MNIST in one picture, 10,000 pictures."
+    ),
+    "atis": Entry("polytask.data.datasets.atis:load", "ATIS: intents and slots of 5,871 questions about flights."),
+    "conll2003": Entry(
+        "polytask.data.datasets.conll2003:load",
+        "CoNLL-2003 English: parts of speech, phrases and names of 20,744 news sentences.",
+    ),
+    "shapes": Entry(
+        "polytask.data.datasets.shapes:load", "Scenes of garments and emoji with boxes and masks, 5,500 pictures."
+    ),
 }
 
 GROUPS: dict[str, dict[str, Entry]] = {
@@ -253,6 +327,7 @@ GROUPS: dict[str, dict[str, Entry]] = {
     "sharings": SHARINGS,
     "balancers": BALANCERS,
     "samplers": SAMPLERS,
+    "strategies": STRATEGIES,
     "datasets": DATASETS,
 }
 
@@ -309,7 +384,8 @@ def get(group: str, name: str) -> Any:
         return resolve(name)
     known = entries(group)
     if name not in known:
-        raise RecipeError(unknown(group.removesuffix("s"), name, known))
+        singular = f"{group[:-3]}y" if group.endswith("ies") else group.removesuffix("s")
+        raise RecipeError(unknown(singular, name, known))
     return resolve(known[name].path)
 
 

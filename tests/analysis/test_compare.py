@@ -169,12 +169,15 @@ def test_one_seed_a_training_that_diverges_and_test_rows_that_are_not_on_disk_be
 
 def test_a_search_chooses_on_validation_rows_and_is_reused(recipe, tmp_path):
     asked = {"balancers": "cagrad", "baselines": "tuned_static", "budget": "trials=3", "seeds": 2, "jobs": 1}
+    recipe = {**recipe, "index": "up.auroc - 0.1 * size.rmse", "training": {**recipe["training"], "select": "index"}}
     found = pt.compare(recipe, out=tmp_path / "out", **asked)
     assert found.trained == 3 * 3 + 3  # three methods; the chosen trial is the first seed's training
     for method in found.methods:
         assert len(method.trials) == 3
         best = max(method.trials, key=lambda trial: trial["value"])
         assert method.settings == best["settings"]
+        validation = method.validation[3]
+        assert best["value"] == pytest.approx(validation["up"]["auroc"] - 0.1 * validation["size"]["rmse"])
         assert "training.lr" in method.settings
     assert "balancer.c" in found["hard + cagrad"].settings
     assert {f"balancer.weights.{task}" for task in ("up", "size", "kind")} < set(found["tuned_static"].settings)

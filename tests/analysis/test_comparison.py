@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from polytask.analysis.comparison import Comparison, MethodResult, TaskFacts
+from polytask.analysis.comparison import Comparison
+from polytask.analysis.method_result import MethodResult, TaskFacts
 from polytask.analysis.report import comparison_page
 from polytask.analysis.tables import latex, markdown
 from polytask.errors import DataError

@@ -105,5 +105,5 @@ def test_a_task_without_two_classes_gets_dashes(rows, tmp_path):
 
 
 def test_images_are_refused():
-    with pytest.raises(RecipeError, match="needs a table of numbers and categories"):
+    with pytest.raises(RecipeError, match="reads numbers and categories only, and the inputs have: picture"):
         trees.require_support(TableSchema(arrays={"picture": (1, 8, 8)}))

@@ -63,9 +63,19 @@ def test_tasks(recipe, tmp_path, options):
         {"precision": "bf16-mixed", "steps": 3},
         {"select": "spends.rmse", "patience": 1, "epochs": 3},
         {"loggers": ["tensorboard"], "log_every": 2, "checkpoint_every": 2, "validate_every": 2, "epochs": 2},
+        {"strategy": "alternating"},
+        {"strategy": {"name": "hierarchical", "levels": ["segment", ["buys", "spends"]]}},
+        {
+            "strategy": {"name": "hierarchical", "phases": [{"tasks": ["buys"], "epochs": 1}, {"tasks": "all"}]},
+            "epochs": 2,
+        },
+        {"freeze": ["encoder.cat*"], "rates": {"encoder": 0.5, "heads": 2, "layer_decay": 0.9}},
+        {"unfreeze_every": 1, "epochs": 2, "freeze": "encoder.categories"},
     ],
-    ids=["sgd", "nadam", "penalties", "bf16", "patience", "loggers"],
-)
+    ids=[
+        "sgd", "nadam", "penalties", "bf16", "patience", "loggers", "alternating", "levels", "phases", "rates", "thaw",
+    ],
+)  # fmt: skip
 def test_training(recipe, tmp_path, training):
     done, metrics = go(recipe, tmp_path / "run", training=training)
     assert set(metrics) == {"test", "validation"}
@@ -78,6 +88,25 @@ def test_balancers(recipe, tmp_path, balancer):
     history = pl.read_csv(done.path / "history.csv").filter(pl.col("scope") == "step")
     expected = [1, 1, 1] if balancer == "equal" else [2, 1, 0.5]
     assert [history[f"weight.{task}"][0] for task in TASKS] == expected
+
+
+@pytest.mark.parametrize(
+    "balancer",
+    [
+        {"name": "conicgrad", "c": 0.8, "at": "features"},
+        {"name": "imtl", "optimizer": {"lr": 0.1}},
+        {"name": "modo", "gamma": 0.5, "rho": 0.1, "at": "last"},
+        {"name": "sdmgrad", "lambda": 0.5, "sampled": True, "gamma": 0.5, "n_steps": 5},
+        {"name": "ldc_mtl", "penalty": 0.5, "compare": "plain", "normalize": "first"},
+        {"name": "auto_lambda", "virtual_lr": 0.05, "init": 0.5, "primary": ["buys"], "optimizer": {"lr": 0.01}},
+    ],
+    ids=lambda balancer: balancer["name"],
+)
+def test_methods_that_learn_or_look_at_two_halves(recipe, tmp_path, balancer):
+    done, _ = go(recipe, tmp_path / "run", balancer=balancer, training={"epochs": 2, "accumulate": 2})
+    history = pl.read_csv(done.path / "history.csv").filter(pl.col("scope") == "step")
+    weights = history.select(f"weight.{task}" for task in TASKS).to_numpy()
+    assert (weights[0] != weights[-1]).any()
 
 
 def test_an_encoder_of_ones_own_by_import_path(recipe, tmp_path, monkeypatch):
@@ -95,6 +124,22 @@ def test_an_encoder_of_ones_own_by_import_path(recipe, tmp_path, monkeypatch):
     done, _ = go(recipe, tmp_path / "run", model={"encoder": encoder})
     frame = pl.read_csv(recipe["data"]["table"])
     assert pt.load(done.path / "bundle").predict(frame, ["buys"]).height == 300
+
+
+def test_a_strategy_of_ones_own_by_import_path(recipe, tmp_path, monkeypatch):
+    (tmp_path / "own_strategy.py").write_text(
+        "from polytask.training.strategies import Strategy, Turn\n"
+        "class HeadsFirst(Strategy):\n"
+        "    def __init__(self, tasks, epochs):\n"
+        "        self.tasks, self.epochs = tasks, epochs\n"
+        "    def turn(self, step, steps_per_epoch):\n"
+        "        return Turn('heads' if step < self.epochs * steps_per_epoch else 'all')\n"
+        "    def describe(self):\n"
+        "        return f'Heads of {self.tasks} first.'\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    done, _ = go(recipe, tmp_path / "run", training={"strategy": {"name": "own_strategy:HeadsFirst", "epochs": 1}})
+    assert done.notes[1] == "Heads of ['buys', 'segment', 'spends'] first."
 
 
 def test_files_that_come_divided(people, tmp_path):

@@ -81,7 +81,7 @@ def test_ends_on_the_pareto_set_from_every_start(method, ends, front):
     assert max(gap(end, front) for end in ends(method)) < 0.15
 
 
-@pytest.mark.parametrize("method", ["sum", "pcgrad", "cagrad", "upgrad", "dualproj"])
+@pytest.mark.parametrize("method", ["sum", "pcgrad", "cagrad", "conicgrad", "upgrad", "dualproj"])
 def test_ends_on_the_pareto_set_from_all_starts_but_the_trap(method, ends, front):
     found = [gap(end, front) for end in ends(method)]
     assert max(gap for place, gap in enumerate(found) if place != TRAPPED) < 0.15
@@ -89,7 +89,7 @@ def test_ends_on_the_pareto_set_from_all_starts_but_the_trap(method, ends, front
     assert abs(ends(method)[TRAPPED][1]) < 0.2
 
 
-@pytest.mark.parametrize("method", ["sum", "cagrad"])
+@pytest.mark.parametrize("method", ["sum", "cagrad", "conicgrad"])
 def test_ends_at_the_minimum_of_the_mean_loss_where_it_escapes(method, ends, toy):
     # CAGrad's theorem: for c < 1 it converges to minima of the mean loss, as plain descent does.
     best = minimize(

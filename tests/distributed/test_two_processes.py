@@ -34,20 +34,22 @@ SCRIPT = textwrap.dedent(
     tasks = [pt.tasks.binary("up"), pt.tasks.regression("size"), pt.tasks.multiclass("kind", classes=2)]
     model = pt.MultiTaskModel(pt.sharing.Hard(encoder), tasks, example=x[:2])
     balancer = eval(sys.argv[2])
-    settings = TrainingSettings(epochs=3, batch_size=16, optimizer="sgd", lr=0.1, clip=5.0, accumulate=int(sys.argv[3]))
+    settings = TrainingSettings(
+        epochs=3, batch_size=16, optimizer="sgd", lr=0.1, clip=5.0, accumulate=int(sys.argv[3]), strategy=sys.argv[4]
+    )
     train(model, [source], [source], balancer=balancer, settings=settings, path=Path(sys.argv[1]))
     """
 )
 
 
-def run(folder: Path, processes: int, balancer: object, accumulate: int = 1) -> dict:
+def run(folder: Path, processes: int, balancer: object, accumulate: int = 1, strategy: str = "joint") -> dict:
     script = folder.parent / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, "-W", "ignore"]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(
-        [*command, str(script), str(folder), repr(balancer), str(accumulate)],
+        [*command, str(script), str(folder), repr(balancer), str(accumulate), strategy],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
         capture_output=True,
         text=True,
@@ -59,13 +61,18 @@ def run(folder: Path, processes: int, balancer: object, accumulate: int = 1) -> 
 
 
 @pytest.mark.parametrize(
-    ("balancer", "accumulate", "tolerance"),
-    [("equal", 2, 1e-6), ({"name": "mgda", "at": "features"}, 1, 1e-5), ({"name": "cagrad"}, 1, 1e-5)],
-    ids=["equal", "features", "parameters"],
+    ("balancer", "accumulate", "strategy", "tolerance"),
+    [
+        ("equal", 2, "joint", 1e-6),
+        ({"name": "mgda", "at": "features"}, 1, "joint", 1e-5),
+        ({"name": "cagrad"}, 1, "joint", 1e-5),
+        ({"name": "cagrad"}, 1, "alternating", 1e-5),
+    ],
+    ids=["equal", "features", "parameters", "alternating"],
 )
-def test_two_processes_equal_one(tmp_path, balancer, accumulate, tolerance):
-    one = run(tmp_path / "one", 1, balancer, accumulate)
-    two = run(tmp_path / "two", 2, balancer, accumulate)
+def test_two_processes_equal_one(tmp_path, balancer, accumulate, strategy, tolerance):
+    one = run(tmp_path / "one", 1, balancer, accumulate, strategy)
+    two = run(tmp_path / "two", 2, balancer, accumulate, strategy)
     for name, weight in one["model"].items():
         assert torch.allclose(weight, two["model"][name], rtol=0, atol=tolerance), name
     for first, second in zip(one["history"], two["history"], strict=True):

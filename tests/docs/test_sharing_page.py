@@ -13,7 +13,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 # Facts from the papers: who copies whole networks, and who works stage by stage.
 GROUPS = {
     "hard": "one trunk", "film": "one trunk", "lora": "one trunk", "adapters": "one trunk", "mtan": "one trunk",
-    "separate": "whole copies", "mmoe": "whole copies", "soft": "whole copies",
+    "separate": "whole copies", "mmoe": "whole copies", "soft": "whole copies", "esmm": "whole copies",
     "cross_stitch": "towers in lockstep", "ple": "towers in lockstep", "ltb": "towers in lockstep",
 }  # fmt: skip
 
@@ -62,7 +62,7 @@ def test_the_groups_that_are_seen_are_those_of_the_papers(extension):
 
 
 @pytest.mark.parametrize(
-    ("key", "encoders"), [("mmoe", "any"), ("film", "named"), ("cross_stitch", "stages"), ("mtan", "stages")]
+    ("key", "encoders"), [("mmoe", "any"), ("film", "named"), ("cross_stitch", "stages"), ("mtan", "named")]
 )
 def test_the_encoders_are_those_that_construction_takes(extension, key, encoders):
     assert extension.facts(key).encoders == encoders
@@ -75,6 +75,7 @@ def test_the_encoders_are_those_that_construction_takes(extension, key, encoders
         ("soft", ("distance",), ()),
         ("sluice", ("orthogonality",), ("alpha", "beta")),
         ("ltb", (), ("stage", "tasks")),
+        ("aitm", ("calibrator",), ("transfer",)),
     ],
 )
 def test_penalties_and_pictures_are_those_of_the_small_model(extension, key, penalties, shows):

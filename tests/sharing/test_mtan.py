@@ -1,4 +1,6 @@
 import copy
+import pickle
+import threading
 
 import pytest
 import torch
@@ -27,11 +29,31 @@ def transformer():
     return nn.Sequential(layer(), layer(), Mean())
 
 
+class Opaque(nn.Module):
+    """A module that does not say what its stages are, with code of its own between them."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.one, self.two = make()
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x):
+        z = self.two(self.one(x)).relu()
+        return self.out(z.flatten(2).mean(2) if z.dim() == 4 else z)
+
+
+def opaque_maps():
+    return Opaque(lambda: list(ConvNet(2, [3, 4], norm="group").stages))
+
+
 CASES = {
     "mlp": (lambda: MLP(6, [5, 4]), (6,), None),
     "convnet": (lambda: ConvNet(2, [3, 4], norm="group"), (2, 8, 8), None),
     "transformer": (transformer, (5, 8), ["0", "1"]),
     "first stage": (lambda: MLP(6, [5, 4]), (6,), [0]),
+    "hooks": (lambda: Opaque(lambda: list(MLP(6, [5, 4]).stages)), (6,), ["one", "two"]),
+    "hooks on maps": (opaque_maps, (2, 8, 8), ["two", "one"]),
+    "hooks on one": (opaque_maps, (2, 8, 8), ["one"]),
 }
 
 
@@ -65,28 +87,38 @@ def to_first(z):
 
 
 def reference(sharing, task, x):
-    blocks = list(sharing.encoder.stages) if hasattr(sharing.encoder, "stages") else list(sharing.encoder)
+    encoder = sharing.encoder
+    at = [("one", "two").index(path) for path in sharing.paths] or list(sharing.at)
+    if isinstance(encoder, Opaque):
+        blocks = [copy.deepcopy(encoder.one), copy.deepcopy(encoder.two)]
+        for block in blocks:
+            block._forward_hooks.clear()
+    else:
+        blocks = list(encoder.stages) if hasattr(encoder, "stages") else list(encoder)
     state, attended = x, None
     for number, block in enumerate(blocks):
         state = block(state)
-        if number not in sharing.at:
+        if number not in at:
             continue
         shared = state
         seen = to_last(shared)
         if attended is not None:
-            link = sharing.links[sharing.at.index(number) - 1]
+            link = sharing.links[at.index(number) - 1]
             if shared.dim() == 4:
                 far = to_first(norm(link.norm, to_last(functional.conv2d(attended, link.conv.weight, padding=1))))
                 far = functional.max_pool2d(far.relu(), 2)
             else:
                 far = (attended @ link.linear.weight.T + link.linear.bias).relu()
             seen = torch.cat([seen, to_last(far)], -1)
-        g, g_norm, _, h, h_norm, _ = sharing.masks[task][sharing.at.index(number)]
+        g, g_norm, _, h, h_norm, _ = sharing.masks[task][at.index(number)]
         mask = torch.sigmoid(norm(h_norm, h(norm(g_norm, g(seen)).relu())))
         attended = shared * to_first(mask)
         # What is behind the last mask reads the attended features; what is before it, the trunk's own.
-        state = attended if number == sharing.at[-1] else shared
-    return sharing.encoder.end(state) if hasattr(sharing.encoder, "end") else state
+        state = attended if number == at[-1] else shared
+    if isinstance(encoder, Opaque):
+        state = state.relu()
+        return encoder.out(state.flatten(2).mean(2) if state.dim() == 4 else state)
+    return encoder.end(state) if hasattr(encoder, "end") else state
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -143,6 +175,49 @@ def test_the_trunk_runs_once_and_only_the_asked_masks():
     assert all(((mask > 0) & (mask < 1)).all() for mask in shown.values())
 
 
+def test_a_trunk_with_hooks_is_itself_outside_of_a_forward_and_runs_once_for_each_asked_task():
+    sharing, x = made("hooks on maps")
+    sharing.eval()
+    assert sharing.paths == ("one", "two")
+    plain = opaque_maps().eval()
+    plain.load_state_dict(sharing.encoder.state_dict())
+    torch.testing.assert_close(sharing.encoder(x), plain(x))
+    calls = []
+    watched = sharing.encoder.out.register_forward_hook(lambda *_: calls.append("trunk"))
+    expected = sharing(x, TASKS)
+    watched.remove()
+    assert calls == ["trunk"] * 3
+    assert not torch.allclose(expected["a"], plain(x))
+    assert set(sharing.inspect()) == {f"mask of {task} after {path}" for task in TASKS for path in ("one", "two")}
+    pickled = pickle.loads(pickle.dumps(sharing))
+    torch.testing.assert_close(pickled(x, TASKS), expected)
+    wrong = []
+
+    def serve(task):
+        if not all(torch.equal(sharing(x, [task])[task], expected[task]) for _ in range(30)):
+            wrong.append(task)
+
+    threads = [threading.Thread(target=serve, args=(task,)) for task in TASKS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_stage_that_is_called_twice_is_refused():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.out_features = nn.Linear(4, 4), 4
+
+        def forward(self, x):
+            return self.layer(self.layer(x))
+
+    with pytest.raises(ShapeError, match="Stage 'layer' is called 2 times in a forward of Twice"):
+        MTAN(Twice(), ["layer"]).setup(TASKS, torch.zeros(2, 4))
+
+
 def test_a_bundle_makes_the_same_model(tmp_path):
     x = torch.randn(3, 6)
     model = MultiTaskModel(MTAN(MLP(6, [5, 4]), ["stages.0"]), [binary("a"), regression("b")], example=x)
@@ -159,8 +234,10 @@ def test_what_cannot_work_is_refused():
         MTAN(MLP(3, [4]), [])
     with pytest.raises(RecipeError, match="reduction is 0"):
         MTAN(MLP(3, [4]), reduction=0)
-    with pytest.raises(ShapeError, match="Linear does not run in stages"):
+    with pytest.raises(ShapeError, match=r"Linear does not say which of its modules are stages. Name them: stages="):
         MTAN(nn.Linear(3, 4))
+    with pytest.raises(ShapeError, match=r"Unknown stage of Opaque: 'ones'.*Did you mean 'one'"):
+        MTAN(opaque_maps(), ["ones"])
     with pytest.raises(NeedsExample, match="Pass MultiTaskModel"):
         MTAN(MLP(3, [4])).setup(TASKS, None)
     mixed = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(1))

@@ -17,16 +17,21 @@ OPTIONS = {
     "attention": {"width": 4, "heads": 2, "tokens": 2},
     "lora": {"rank": 2, "freeze": False},
     "dselect_k": {"experts": 3},
+    "esmm": {"order": ["a", "b"]},
+    "aitm": {"order": ["a", "b"]},
 }
+FUNNELS = {"esmm", "aitm"}
 SHARES_NOTHING = {"separate", "soft"}
 BALANCERS = {"losses": "equal", "parameters": "mgda", "features": {"name": "mgda", "at": "features"}}
 
 
-def rows():
+def rows(kind):
     g = torch.Generator().manual_seed(0)
     categories = torch.stack([torch.randint(1, 4, (24,), generator=g), torch.randint(1, 5, (24,), generator=g)], 1)
     up = torch.randint(0, 2, (24,), generator=g).float()
     size = torch.randn(24, generator=g)
+    if kind in FUNNELS:
+        size = up * (size > 0)
     up[:5], size[8:12] = float("nan"), float("nan")
     return TensorSource({"categories": categories}, {"a": up, "b": size})
 
@@ -35,7 +40,8 @@ def fresh(kind, norm=None):
     torch.manual_seed(0)
     schema = TableSchema(categories=(CategoryColumn("sex", ("f", "m")), CategoryColumn("job", ("x", "y", "z"))))
     sharing = registry.build("sharings", kind, OPTIONS.get(kind, {}), encoder=Tabular(schema, hidden=[8, 6], norm=norm))
-    return pt.MultiTaskModel(sharing, [pt.tasks.binary("a"), pt.tasks.regression("b")])
+    second = pt.tasks.binary if kind in FUNNELS else pt.tasks.regression
+    return pt.MultiTaskModel(sharing, [pt.tasks.binary("a"), second("b")])
 
 
 @pytest.mark.parametrize("place", BALANCERS)
@@ -45,7 +51,7 @@ def test_training(kind, place):
     if (place == "features" and not model.supports_features) or (place != "losses" and kind in SHARES_NOTHING):
         pytest.skip("not allowed here, and refused elsewhere in these tests")
     settings = TrainingSettings(epochs=1, batch_size=12, accumulate=2, lr=0.01, select="last")
-    run = train(model, [rows()], settings=settings, balancer=BALANCERS[place])
+    run = train(model, [rows(kind)], settings=settings, balancer=BALANCERS[place])
     assert all(torch.isfinite(p).all() for p in run.model.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in run.model.sharing.parameters())
 
@@ -53,6 +59,6 @@ def test_training(kind, place):
 @pytest.mark.parametrize("kind", registry.SHARINGS)
 def test_the_best_weights_come_back_from_their_file_with_batch_norm(kind, tmp_path):
     settings = TrainingSettings(epochs=2, batch_size=12, lr=0.01)
-    run = train(fresh(kind, norm="batch"), [rows()], [rows()], settings=settings, path=tmp_path)
+    run = train(fresh(kind, norm="batch"), [rows(kind)], [rows(kind)], settings=settings, path=tmp_path)
     kept = load_state(tmp_path / "checkpoints" / "best.safetensors")["model"]
     assert {name: t.tolist() for name, t in run.model.state_dict().items()} == {n: t.tolist() for n, t in kept.items()}

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from polytask.analysis import trees
-from polytask.analysis.comparison import Comparison, MethodResult, TaskFacts
+from polytask.analysis.comparison import Comparison
 from polytask.analysis.folder import Budget, Folder, Plan, Work, identity
 from polytask.analysis.jobs import Result
+from polytask.analysis.method_result import MethodResult, TaskFacts
 from polytask.analysis.methods import TUNED_STATIC, Given, Method, choose
 from polytask.analysis.pool import Pool
 from polytask.analysis.rows import digest, write_rows

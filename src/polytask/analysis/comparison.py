@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from polytask.analysis.method_result import MethodResult, TaskFacts, finite
 from polytask.analysis.methods import BASELINES, SEPARATE
 from polytask.errors import DataError, listed, unknown
 from polytask.evaluation import (
@@ -21,67 +22,6 @@ from polytask.evaluation import (
     mean_rank,
     paired_difference,
 )
-
-Values = Mapping[str, Mapping[str, float | None]]
-
-
-@dataclass(frozen=True)
-class TaskFacts:
-    """What a comparison knows about a task.
-
-    Args:
-        name: Its name.
-        kind: Its type.
-        primary: The metric that stands for it.
-        directions: For each metric whether higher is better.
-    """
-
-    name: str
-    kind: str
-    primary: str
-    directions: Mapping[str, bool]
-
-
-@dataclass(frozen=True)
-class MethodResult:
-    """What one method gave.
-
-    Args:
-        name: Its name.
-        kind: ``"network"`` or ``"trees"``.
-        sharing: Of a network, with options.
-        balancer: Of a network, with options.
-        scores: Metrics by seed and task, on the rows that the comparison reports.
-        validation: The same on the validation rows.
-        fixed: Whether one training stands for all seeds, since the method draws nothing at random.
-        failed: Why a seed's training failed, by seed.
-        settings: What the search chose, by key of the recipe.
-        trials: All settings that were tried, with the criterion's value.
-        seconds: Training time of every seed.
-        search_seconds: Training time of all trials.
-        peak_memory_bytes: Most memory of a worker while it trained; None where that is not known.
-        parameters: How many numbers are trained.
-    """
-
-    name: str
-    kind: str
-    sharing: Mapping[str, Any]
-    balancer: Mapping[str, Any]
-    scores: Mapping[int, Values]
-    validation: Mapping[int, Values]
-    fixed: bool = False
-    failed: Mapping[int, str] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    trials: tuple[Mapping[str, Any], ...] = ()
-    seconds: tuple[float, ...] = ()
-    search_seconds: float = 0.0
-    peak_memory_bytes: int | None = None
-    parameters: int | None = None
-
-    def values(self, task: str, metric: str, seeds: Sequence[int]) -> list[float]:
-        """A metric by seed; NaN where it is undefined or the training failed."""
-        found = [self.scores[seed][task][metric] if seed in self.scores else None for seed in seeds]
-        return [math.nan if value is None else value for value in found]
 
 
 @dataclass(frozen=True)
@@ -267,7 +207,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON data: what was measured, and the figures that follow from it."""
-        plain = asdict(self)
+        plain = {**asdict(self), "methods": [method.to_dict() for method in self.methods]}
         plain.pop("path")
         plain["figures"] = {
             "delta_m": {} if self.why_no_delta else {name: _plain(of) for name, of in self.delta_m().items()},
@@ -276,19 +216,17 @@ class Comparison:
                 {"method": method, "task": task, **_plain_difference(difference)}
                 for (method, task), difference in self.differences().items()
             ],
-            "mean_ranks": {name: _number(rank) for name, rank in self.mean_ranks().items()},
+            "mean_ranks": {name: finite(rank) for name, rank in self.mean_ranks().items()},
             "pareto_front": self.pareto_front(),
             "conclusion": self.conclusion,
         }
-        for method in plain["methods"]:
-            method["trials"] = [{**trial, "value": _number(trial["value"])} for trial in method["trials"]]
         return plain
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any], path: Path | None = None) -> Comparison:
         """What ``to_dict`` described; the figures are reckoned anew."""
         kept = {key: value for key, value in plain.items() if key != "figures"}
-        methods = tuple(MethodResult(**_with_seeds(method)) for method in kept.pop("methods"))
+        methods = tuple(MethodResult.from_dict(method) for method in kept.pop("methods"))
         tasks = tuple(TaskFacts(**task) for task in kept.pop("tasks"))
         seeds = tuple(kept.pop("seeds"))
         return cls(**kept, methods=methods, tasks=tasks, seeds=seeds, path=path)
@@ -344,22 +282,11 @@ def _dominates(first: Sequence[float], second: Sequence[float]) -> bool:
     )
 
 
-def _with_seeds(method: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has text keys only."""
-    by_seed = {key: {int(s): v for s, v in method[key].items()} for key in ("scores", "validation", "failed")}
-    trials = tuple({**t, "value": math.nan if t["value"] is None else t["value"]} for t in method["trials"])
-    return {**method, **by_seed, "trials": trials, "seconds": tuple(method["seconds"])}
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def _plain(values: Sequence[float]) -> list[float | None]:
-    return [_number(value) for value in values]
+    return [finite(value) for value in values]
 
 
 def _plain_difference(difference: Difference) -> dict[str, float | None]:
     of = difference.interval
     numbers = {"mean": of.mean, "low": of.low, "high": of.high, "p": difference.p, "p_holm": difference.adjusted}
-    return {name: _number(value) for name, value in numbers.items()}
+    return {name: finite(value) for name, value in numbers.items()}

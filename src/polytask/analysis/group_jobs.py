@@ -14,7 +14,7 @@ from polytask.analysis.rows import Rows
 from polytask.analysis.subsets import subset_recipe
 from polytask.recipes.build import make_model
 from polytask.recipes.load import load_recipe
-from polytask.training.fit import build_mixer, seeded, train
+from polytask.training.fit import build_mixer, build_strategy, seeded, train
 from polytask.training.loop import total_steps
 from polytask.training.runtime import Runtime
 
@@ -33,7 +33,8 @@ def pace(rows: Rows, *, recipe: Mapping[str, Any], sizes: Sequence[int], result:
         tasks = list(recipe["tasks"])[:size]
         own, loaded = subset_rows(rows, tasks), load_recipe(subset_recipe(recipe, tasks))
         settings = loaded.training
-        whole = total_steps(settings, build_mixer(own.sources["train"], settings, Runtime("cpu")))
+        mixer = build_mixer(own.sources["train"], settings, Runtime("cpu"))
+        whole = total_steps(settings, mixer.steps_per_epoch * build_strategy(settings, tasks).steps_per_batch)
         times = []
         for steps in (WARM_UP, WARM_UP + TIMED):
             with seeded(settings.seed):

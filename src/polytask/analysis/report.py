@@ -21,7 +21,8 @@ from polytask.reporting.tables import Cell, Column, Table
 from polytask.reporting.words import duration, memory, metric_label, number, plural
 
 if TYPE_CHECKING:
-    from polytask.analysis.comparison import Comparison, MethodResult, TaskFacts
+    from polytask.analysis.comparison import Comparison
+    from polytask.analysis.method_result import MethodResult, TaskFacts
 
 MOST_PAIRS = 6
 """Drawings of pairs of tasks; with more tasks only gain against cost is drawn."""

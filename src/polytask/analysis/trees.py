@@ -18,7 +18,7 @@ from polytask.analysis.rows import Rows, read_part
 from polytask.data.batch import Batch
 from polytask.data.schema import TableSchema
 from polytask.data.source import TensorSource
-from polytask.errors import RecipeError
+from polytask.errors import RecipeError, listed
 from polytask.evaluation import Scores, TaskOutputs, score_outputs
 from polytask.tasks.task import Task, labelled
 
@@ -61,8 +61,12 @@ def require_support(schema: TableSchema) -> None:
     from sklearn import __version__
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    if schema.arrays:
-        raise RecipeError("The baseline 'trees' needs a table of numbers and categories; these inputs are images.")
+    others = [*schema.arrays, *(c.name for c in schema.images), *(c.name for c in schema.texts)]
+    if others:
+        raise RecipeError(
+            f"The baseline 'trees' reads numbers and categories only, and the inputs have: {listed(others)}. Leave "
+            "'trees' out."
+        )
     if "X_val" not in inspect.signature(HistGradientBoostingRegressor.fit).parameters:
         raise RecipeError(f"The baseline 'trees' needs scikit-learn 1.7 or newer; found {__version__}. Upgrade it.")
 

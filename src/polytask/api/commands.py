@@ -15,7 +15,7 @@ from polytask.errors import DataError, RecipeError
 from polytask.evaluation import Scores
 from polytask.evaluation import evaluate as evaluate_sources
 from polytask.files import replacing
-from polytask.recipes.frames import dataset_facts
+from polytask.recipes.frames import dataset_facts, read_file
 from polytask.serving import load
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _read(run: Path, table: Path) -> pl.DataFrame:
         # What counts as missing in the data set does so in a table like it as well.
         own: tuple[str, ...] = dataset_facts(data.dataset).get("data", {}).get("na", NA)
         return read_table(table, na=own)
-    return read_table(table, header=data.header, separator=data.separator, na=tuple(data.na))
+    return read_file(data, table)
 
 
 def evaluate_run(run: Path, table: Path | None = None) -> Scores:
@@ -63,7 +63,8 @@ def evaluate_run(run: Path, table: Path | None = None) -> Scores:
         scores.index = parts.get("index", {}).get(part)
         return scores
     predictor = load(bundle_of(run))
-    source = as_source(_read(run, table), list(predictor.model.tasks.values()), preprocessor=predictor.preprocessor)
+    frame = predictor.located(_read(run, table), table.parent)
+    source = as_source(frame, list(predictor.model.tasks.values()), preprocessor=predictor.preprocessor)
     scores = evaluate_sources(predictor.model, source if isinstance(source, list) else [source])
     if predictor.index is not None:
         scores.index = predictor.index(scores)
@@ -76,7 +77,7 @@ def predict_file(
     """Write the predictions for a table; the number of rows.
 
     Raises:
-        RecipeError: for an ``out`` of another format than CSV, Parquet or Arrow.
+        RecipeError: for an ``out`` of another format than CSV, Parquet or Arrow, or a CSV that would hold arrays.
         DataError: if the table does not fit the model, or a column to keep is missing.
     """
     import polars as pl
@@ -84,13 +85,16 @@ def predict_file(
     if out.suffix.lower() not in WRITERS:
         raise RecipeError(f"--out {out}: unknown format '{out.suffix}'. Use {', '.join(WRITERS)}.")
     predictor = load(bundle_of(run))
-    frame = _read(run, table)
+    frame = predictor.located(_read(run, table), table.parent)
     kept = [column_of(frame, name, "column to keep") for name in keep]
     predictions = predictor.predict(frame, tasks)
     clash = [series.name for series in kept if series.name in predictions.columns]
     if clash:
         raise DataError(f"--keep {clash[0]}: a prediction has the same name. Rename the column of the table.")
     whole = pl.DataFrame(kept).hstack(predictions.get_columns()) if kept else predictions
+    nested = [series.name for series in whole.get_columns() if series.dtype.is_nested()]
+    if nested and out.suffix.lower() == ".csv":
+        raise RecipeError(f"--out {out}: column '{nested[0]}' holds arrays, which CSV cannot. Use .parquet or .arrow.")
     with replacing(out) as unfinished:
         getattr(whole, WRITERS[out.suffix.lower()])(unfinished)
     return len(whole)

@@ -20,7 +20,14 @@ from polytask.training.callbacks import Callback
 from polytask.training.fit import Run, prepare_model, seeded
 from polytask.training.fit import train as train_sources
 from polytask.training.runtime import Runtime
-from polytask.training.settings import OptimizerSettings, PenaltySettings, ScheduleSettings, TrainingSettings
+from polytask.training.settings import (
+    AugmentSettings,
+    OptimizerSettings,
+    PenaltySettings,
+    RateSettings,
+    ScheduleSettings,
+    TrainingSettings,
+)
 
 
 def fit(
@@ -35,13 +42,18 @@ def fit(
     batch_size: int = 1024,
     batch_sizes: Mapping[str, int] | None = None,
     accumulate: int = 1,
+    strategy: str | Mapping[str, Any] = "joint",
+    freeze: str | Sequence[str] = (),
+    unfreeze_every: int | None = None,
     lr: float = 0.001,
+    rates: RateSettings | None = None,
     optimizer: OptimizerSettings | str = "adamw",
     schedule: ScheduleSettings | str = "constant",
     weight_decay: float = 0.0,
     clip: float | None = None,
     penalties: PenaltySettings | None = None,
     input_noise: float = 0.0,
+    augment: AugmentSettings | None = None,
     sampler: str | Mapping[str, Any] = "proportional",
     select: str = "mean_improvement",
     index: str | Mapping[str, Any] | None = None,
@@ -73,13 +85,18 @@ def fit(
         batch_size: Rows of a step, over all processes and micro-batches.
         batch_sizes: Batch sizes of single tasks where tasks have rows of their own.
         accumulate: Micro-batches a step is cut into; the result is the same.
+        strategy: ``joint``, ``alternating``, ``hierarchical``, or ``{"name": ..., options}``.
+        freeze: Path of a part that is not trained, or several, such as ``encoder.stages.0``.
+        unfreeze_every: Epochs after which one more stage of an encoder that starts frozen is trained.
         lr: Learning rate.
+        rates: Factors of ``lr`` for the encoder, its stages and the heads.
         optimizer: ``adamw``, ``adam``, ``sgd``, an import path, or settings with options.
         schedule: ``constant``, ``cosine``, ``linear``, ``step``, ``exponential``, or settings with options.
         weight_decay: Of the optimizer, for matrices only.
         clip: Largest norm of the gradient.
         penalties: L1, L2, elastic net; weights of the sharing's penalties.
         input_noise: Deviation of the noise on floating inputs.
+        augment: Random changes of images that boxes and masks follow.
         sampler: How separate sources take turns.
         select: Criterion for the best weights, or ``last``.
         index: One number over several tasks, such as ``"0.7*income.auroc + 0.3*education.accuracy"``, as in a recipe.
@@ -120,13 +137,18 @@ def fit(
         batch_size=batch_size,
         batch_sizes=dict(batch_sizes or {}),
         accumulate=accumulate,
+        strategy=strategy,
+        freeze=freeze if isinstance(freeze, str) else tuple(freeze),
+        unfreeze_every=unfreeze_every,
         lr=lr,
+        rates=rates or RateSettings(),
         optimizer=optimizer,
         schedule=schedule,
         weight_decay=weight_decay,
         clip=clip,
         penalties=penalties or PenaltySettings(),
         input_noise=input_noise,
+        augment=augment or AugmentSettings(),
         sampler=sampler,
         select=select,
         patience=patience,

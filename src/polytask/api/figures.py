@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,12 @@ from polytask.evaluation import (
     precision_recall_curve,
     roc_curve,
 )
+from polytask.evaluation.confusion import AVERAGES
+from polytask.tasks.metrics_boxes import average_precisions
+from polytask.tasks.metrics_classes import f1_of, precision_of, recall_of
+from polytask.tasks.metrics_maps import iou_of, pixel_matrix
+from polytask.tasks.metrics_tags import count_entities, tag_matrix
+from polytask.tasks.spans import TagSet
 from polytask.tasks.task import Task
 
 SAMPLE = 400
@@ -36,7 +43,10 @@ def figures(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
         "ordinal": (_confusion,),
         "multilabel": (_labels,),
         "regression": (_values,),
+        "segmentation": (_parts,),
+        "detection": (_things,),
         "counts": (_values,),
+        "tagging": (_tags,),
     }
     found: dict[str, Any] = {}
     for make in makers.get(task.kind, ()):
@@ -75,6 +85,33 @@ def _labels(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
     return {"labels": rows}
 
 
+def _parts(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
+    """Rates of every class over pixels."""
+    names = task.target.classes or ()
+    matrix = pixel_matrix(outputs.score, outputs.target, outputs.weight, len(names))
+    rates = {"iou": iou_of(matrix), "precision": precision_of(matrix), "recall": recall_of(matrix)}
+    rows = [
+        {"label": name, "support": float(matrix[at].sum()), **{key: float(of[at]) for key, of in rates.items()}}
+        for at, name in enumerate(names)
+    ]
+    return {"labels": rows}
+
+
+def _things(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
+    """Average precisions of every class."""
+    names = task.target.classes or ()
+    arrays = (outputs.score, outputs.target, outputs.weight)
+    rates = {"ap": average_precisions("map", len(names)), "ap_50": average_precisions("map_50", len(names))}
+    found = {name: of(*arrays) for name, of in rates.items()}
+    boxes = [int((outputs.target[..., 0] == at).sum()) for at in range(len(names))]
+    return {
+        "labels": [
+            {"label": name, "support": boxes[at], **{key: float(values[at]) for key, values in found.items()}}
+            for at, name in enumerate(names)
+        ]
+    }
+
+
 def _values(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
     score, target = (np.asarray(values).reshape(len(outputs), -1) for values in (outputs.score, outputs.target))
     if score.shape[1] > 1:
@@ -86,3 +123,25 @@ def _values(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
         "errors": {"edges": errors.edges.tolist(), "counts": errors.counts.tolist()},
         "predicted_true": {"true": target[::stride, 0].tolist(), "predicted": score[::stride, 0].tolist()},
     }
+
+
+def _tags(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
+    arrays = (outputs.score, outputs.target, outputs.weight)
+    names = task.target.classes or tuple(str(number) for number in range(int(outputs.target.max()) + 1))
+    tags = TagSet(names, task.target.scheme)
+    if tags.scheme == "none":
+        matrix = tag_matrix(*arrays, len(names))
+        rates = {"precision": precision_of(matrix), "recall": recall_of(matrix), "f1": f1_of(matrix)}
+        return {"tags": _rows("tag", names, rates, matrix.sum(1))}
+    found = count_entities(*arrays, tags)
+    rates = {"precision": found.precision, "recall": found.recall, "f1": found.f1}
+    kinds = _rows("type", tags.types, rates, found.true)
+    averages = [{"type": f"{kind} average", **found.average(kind)} for kind in AVERAGES]
+    return {"entities": [row for row, seen in zip(kinds, found.seen, strict=True) if seen] + averages}
+
+
+def _rows(what: str, names: Sequence[str], rates: Mapping[str, Any], support: Any) -> list[dict[str, Any]]:
+    return [
+        {what: name, **{key: float(values[at]) for key, values in rates.items()}, "support": float(support[at])}
+        for at, name in enumerate(names)
+    ]

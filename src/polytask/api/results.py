@@ -9,6 +9,7 @@ from typing import Any
 
 from polytask.api.figures import figures
 from polytask.api.outcomes import decided, outcomes
+from polytask.api.pictures import pictures
 from polytask.api.rundir import METRICS, RunDirectory
 from polytask.data.schema import TableSchema
 from polytask.data.source import Source
@@ -141,13 +142,17 @@ def _record(
 ) -> RunRecord:
     facts = directory.facts()
     shown = "test" if "test" in outputs else "validation" if "validation" in outputs else None
+    evaluated = runtime.share_out(context.sources[shown])[0] if shown else ()
     return RunRecord(
         title=context.title,
         recipe=context.recipe,
         versions=facts["versions"],
         seed=settings.seed,
         command=facts["command"],
-        tasks=tuple(_task_record(run, name, context, outputs.get(shown or "", {}), scores) for name in run.model.tasks),
+        tasks=tuple(
+            _task_record(run, name, context, outputs.get(shown or "", {}), scores, evaluated)
+            for name in run.model.tasks
+        ),
         epochs=tuple(run.history),
         balancing=tuple(directory.balancing_rows()),
         balancer=run.notes[0] if run.notes else "",
@@ -199,6 +204,7 @@ def _task_record(
     context: Context,
     outputs: Mapping[str, TaskOutputs],
     scores: Mapping[str, Scores],
+    shown: Sequence[Source],
 ) -> TaskRecord:
     task = run.model.tasks[name]
     found = outputs.get(name)
@@ -212,7 +218,7 @@ def _task_record(
         reference=context.reference.get(name, {}),
         labelled={"train": _labelled(context.sources["train"], name)}
         | {part: of.counts[name] for part, of in scores.items() if name in of},
-        figures=figures(task, found) if found is not None else {},
+        figures=figures(task, found) | pictures(task, found, shown) if found is not None else {},
     )
 
 

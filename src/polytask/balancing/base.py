@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,26 @@ from polytask.errors import BalancerError, unknown
 Relook = Callable[[], Mapping[str, Tensor]]
 """Computes the losses of the step's batch again, after the update: no gradient, no redrawn dropout
 masks, no BatchNorm statistics moved."""
+
+
+class Trial(Protocol):
+    """The two halves of a step's rows, 0 and 1, at the present parameters or moved away from them.
+
+    Looking leaves no trace: parameters, random state and module buffers are as before.
+    """
+
+    def present(self, half: int) -> tuple[str, ...]:
+        """Tasks with labels in that half."""
+        ...
+
+    def losses(self, half: int, shift: Sequence[Tensor] | None = None) -> Tensor:
+        """Mean losses of the half's tasks with the parameters moved by ``shift``, in the order of ``present``."""
+        ...
+
+    def gradient(self, half: int, weights: Tensor, shift: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """Gradient of the half's weighted losses, one tensor for every trained parameter of these tasks."""
+        ...
+
 
 RESERVED = ("at", "every", "rescale_to", "optimizer", "accumulate")
 """Recipe keys that belong to the engine: no method may use one as an option name."""
@@ -42,6 +62,11 @@ class Balancer(nn.Module, ABC):
     """Whether ``after_step`` uses ``relook``."""
     fixed_weights: ClassVar[bool] = False
     """Whether the weights are the same in every step, so that the monitor need not watch them."""
+    halves: ClassVar[bool] = False
+    """Whether it needs two independent halves of the step's rows. The ``weigh`` of a Gramian method then takes a
+    keyword ``cross``; a loss weighting may look at each half in ``look_ahead``."""
+    own_rate: ClassVar[float] = 0.025
+    """Step size of Adam for its learned weights, unless the user names an optimizer's own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,6 +99,14 @@ class Balancer(nn.Module, ABC):
             if task not in self.tasks:
                 raise BalancerError(unknown("task", task, self.tasks))
         return torch.tensor([self.tasks.index(task) for task in tasks])
+
+    def loss_scales(self, tasks: Sequence[str]) -> Tensor | None:
+        """What each task's loss is multiplied by before any gradient is taken, ``[p]``; None for nothing.
+
+        The gradients that the method is given are then those of the scaled losses, and so are the ones that
+        reach the parameters of single tasks. Loss values stay as they are.
+        """
+        return None
 
     def epoch_end(self, losses: Mapping[str, float]) -> None:
         """Called with the epoch's average training loss of every task that had one."""
@@ -114,6 +147,18 @@ class LossWeighting(Balancer):
         """What the method's own Parameters minimise, given detached losses ``[p]``; None if it has none."""
         return None
 
+    def look_ahead(self, trial: Trial, tasks: Sequence[str]) -> Tensor | None:
+        """Called before the weights of a step, if ``halves``: try out what they would do.
+
+        Args:
+            trial: Losses and gradients of the two halves, here or elsewhere in the space of the parameters.
+            tasks: Names of the present tasks.
+
+        Returns:
+            What the method's own Parameters minimise; they are stepped at once. None for no step.
+        """
+        return None
+
 
 class GramianWeighting(Balancer):
     """Weights from the Gramian of the tasks' gradients (and the losses, where a method uses them)."""
@@ -126,6 +171,10 @@ class GramianWeighting(Balancer):
             gramian: Inner products of the present tasks' gradients, float64 on the CPU, ``[p, p]``.
             losses: Detached losses ``[p]``, or None if they are not known.
             tasks: Names of the present tasks.
+
+        A method with ``halves`` also takes ``cross``: inner products of the gradients of the first half of the
+        rows with those of the second, ``[p, p]``, not symmetric. Row and column of a task without labels in both
+        halves are NaN.
 
         Returns:
             Weights ``[p]``, float64; the update is their weighted sum of gradients.

@@ -31,11 +31,21 @@ def before(link: Transform, method: Balancer) -> Balancer:
         BalancerError: if the transform cannot be expressed for this kind of method.
     """
     name = type(method).__name__
+    if isinstance(method, LossWeighting) and method.halves:
+        raise BalancerError(
+            f"{type(link).__name__} cannot stand before '{name}': it tries out the losses themselves. Leave the "
+            "transform out."
+        )
     if isinstance(method, LossWeighting) and "losses" in link.fits:
         return ChainedLossWeighting(link, method)
     if isinstance(method, GramianWeighting) and "gramian" in link.fits and not link.jacobian_only:
         return ChainedGramianWeighting(link, method)
     if isinstance(method, GramianWeighting | JacobianAggregator) and "jacobian" in link.fits:
+        if method.halves:
+            raise BalancerError(
+                f"{type(link).__name__} cannot stand before '{name}': it works on whole gradients, and '{name}' needs "
+                "those of two halves. Leave the transform out."
+            )
         return ChainedAggregator(link, method)
     what = "weighs losses and has no gradients" if isinstance(method, LossWeighting) else "has no weights"
     raise BalancerError(f"{type(link).__name__} cannot stand before '{name}': it {what}. Leave the transform out.")
@@ -72,6 +82,8 @@ class Chained(Balancer):
         self.traits = frozenset(kept | ({"stateful"} if link.stateful else set()))  # type: ignore[misc]
         self.needs_losses = link.needs_losses or method.needs_losses  # type: ignore[misc]
         self.looks_again = method.looks_again  # type: ignore[misc]
+        self.halves = method.halves  # type: ignore[misc]
+        self.own_rate = method.own_rate  # type: ignore[misc]
         self.default_at: str = getattr(method, "default_at", "parameters")
 
     def setup(self, tasks: Sequence[str], kinds: Mapping[str, str] | None = None, seed: int = 0) -> None:
@@ -82,6 +94,10 @@ class Chained(Balancer):
     def build_state(self, count: int) -> None:
         """The transform's own state."""
         self.link.build(self)
+
+    def loss_scales(self, tasks: Sequence[str]) -> Tensor | None:
+        """Those of the method."""
+        return self.method.loss_scales(tasks)
 
     def seen(self, losses: Tensor | None, tasks: Sequence[str]) -> Tensor | None:
         """The losses as the method sees them."""
@@ -130,14 +146,15 @@ class ChainedGramianWeighting(Chained, GramianWeighting):
         factors = self.link.factors(gramian.diagonal(), losses, self, tasks)
         return None if factors is None else factors.to(gramian)
 
-    def weigh(self, gramian: Tensor, losses: Tensor | None, tasks: Sequence[str]) -> Tensor:
-        """Weights ``[p]`` of the gradients as they came in."""
+    def weigh(
+        self, gramian: Tensor, losses: Tensor | None, tasks: Sequence[str], *, cross: Tensor | None = None
+    ) -> Tensor:
+        """Weights ``[p]`` of the gradients as they came in; ``cross`` goes to a method with halves."""
         factors = self._factors(gramian, losses, tasks)
-        if factors is None:
-            weights = self.method.weigh(gramian, self.seen(losses, tasks), tasks)
-        else:
-            inner = factors[:, None] * gramian * factors
-            weights = factors * self.method.weigh(inner, self.seen(losses, tasks), tasks)
+        scale = torch.ones(len(tasks), dtype=gramian.dtype) if factors is None else factors
+        outer = scale[:, None] * scale
+        further = {} if cross is None else {"cross": outer * cross}
+        weights = scale * self.method.weigh(outer * gramian, self.seen(losses, tasks), tasks, **further)
         weights = self.link.weights(weights, self, tasks)
         terms = weights.abs() @ gramian.diagonal().clamp(min=0.0).sqrt()
         found = weights @ gramian @ weights

@@ -32,7 +32,8 @@ def aggregate(
         generator: Source of randomness, for methods that draw.
         options: Options of the method, and inputs of one call where the method takes them: ``order``, row numbers
             in the order in which ``pcgrad`` and ``gradvac`` visit them; ``uniform``, numbers ``[n]`` between 0 and 1
-            for ``graddrop``.
+            for ``graddrop``; ``second``, the Jacobian of the other half of the rows, for methods that need two: the
+            direction is made of the mean of the two.
 
     Returns:
         Direction, shape ``[n]``, in the Jacobian's dtype.
@@ -46,9 +47,16 @@ def aggregate(
         tensor([0.5000, 0.5000])
     """
     _check_matrix("jacobian", jacobian)
+    second = options.pop("second", None)
     method, call = _method(balancer, len(jacobian), generator, options)
     names = method.tasks
     _check_losses(method, losses, len(names))
+    if second is not None or method.halves:
+        call["cross"] = _crossed(method, jacobian, second)
+        jacobian = (jacobian + second) / 2
+    scales = method.loss_scales(names)
+    if scales is not None:
+        jacobian = scales.to(jacobian)[:, None] * jacobian
     if isinstance(method, JacobianAggregator):
         rows = jacobian.to(torch.promote_types(jacobian.dtype, torch.float32))
         with torch.no_grad():
@@ -77,7 +85,8 @@ def weights(
         balancer: A registry key, a mapping with a name, or an instance.
         losses: The tasks' losses, shape ``[m]``, for methods that read them.
         generator: Source of randomness, for methods that draw.
-        options: Options of the method, and inputs of one call where the method takes them.
+        options: Options of the method, and inputs of one call where the method takes them: ``order`` as in
+            ``aggregate``; ``cross``, products ``[m, m]`` of the gradients of two halves of the rows.
 
     Returns:
         Weights, shape ``[m]``, float64 on the CPU.
@@ -98,15 +107,35 @@ def weights(
         )
     _check_losses(method, losses, len(method.tasks))
     known = None if losses is None else losses.detach().to("cpu", torch.float64)
+    scales = method.loss_scales(method.tasks)
     with torch.no_grad():
-        return method.weigh(checked, known, method.tasks, **call).to(torch.float64)
+        if scales is None:
+            return method.weigh(checked, known, method.tasks, **call).to(torch.float64)
+        scales = scales.to(checked)
+        return scales * method.weigh(scales[:, None] * checked * scales, known, method.tasks, **call)
+
+
+def _crossed(method: Balancer, first: Tensor, second: Any) -> Tensor:
+    """Inner products of the rows of two Jacobians, for a method that asks for them."""
+    name = type(method).__name__
+    if not method.halves:
+        raise BalancerError(f"'{name}' makes no use of a second Jacobian. Leave second= out.")
+    if not isinstance(second, Tensor):
+        raise BalancerError(f"'{name}' needs two independent halves. Pass the other half's Jacobian as second=.")
+    if second.shape != first.shape:
+        raise BalancerError(
+            f"second has shape {list(second.shape)} and the jacobian {list(first.shape)}. Both need the same tasks and "
+            "parameters."
+        )
+    _check_matrix("second jacobian", second)
+    return (first.double() @ second.double().T).cpu()
 
 
 def _method(
     balancer: Any, count: int, generator: torch.Generator | None, options: dict[str, Any]
 ) -> tuple[Balancer, dict[str, Any]]:
     """The method, and the inputs that go to its call and not to its constructor."""
-    call: dict[str, Any] = {key: options.pop(key) for key in ("order", "uniform") if key in options}
+    call: dict[str, Any] = {key: options.pop(key) for key in ("order", "uniform", "cross") if key in options}
     tasks = balancer.tasks if isinstance(balancer, Balancer) and balancer.tasks else [str(k) for k in range(count)]
     if len(tasks) != count:
         raise BalancerError(f"The balancer was set up for {len(tasks)} tasks, but the matrix has {count} rows.")

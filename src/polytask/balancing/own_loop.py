@@ -14,7 +14,7 @@ from polytask.balancing.engines.choose import engine
 from polytask.balancing.engines.core import Options, Sums
 from polytask.balancing.engines.features import FeatureEngine
 from polytask.balancing.engines.gradients import add_gradients
-from polytask.balancing.engines.node import Link, aliases, unreached
+from polytask.balancing.engines.node import Column, Link, aliases, unreached
 from polytask.balancing.types import Losses, MicroBatch, Reduce, StepReport
 from polytask.errors import BalancerError, unknown
 
@@ -45,6 +45,7 @@ def backward(
     at: str | None = None,
     rescale_to: str = "none",
     reduce: Reduce | None = None,
+    second: Mapping[str, Tensor] | None = None,
 ) -> StepReport:
     """One balanced backward in one's own training loop: fills ``.grad``.
 
@@ -60,6 +61,8 @@ def backward(
         at: ``features``, ``last`` or ``parameters`` (default, or the method's own).
         rescale_to: ``none``, ``mean`` or ``sum``, as in ``engine``.
         reduce: Sums a tensor over processes; ``.grad`` then holds this process's share of the sum.
+        second: For a method that needs two independent halves (``modo``): losses of the other half of the rows.
+            The update is then made of the mean of the two.
 
     Returns:
         Losses, weights and the Gramian of the step.
@@ -78,6 +81,7 @@ def backward(
         ['a', 'b']
     """
     tasks = check_present(losses, balancer.tasks)
+    others = _check_second(balancer, second)
     if at is not None and at not in PLACES:
         raise BalancerError(unknown("value of 'at':", at, PLACES))
     place = at if at is not None else str(getattr(balancer, "default_at", "parameters"))
@@ -86,11 +90,40 @@ def backward(
     if isinstance(balancer, LossWeighting):
         parameters = _Found(trained, {})
     else:
-        parameters = _Found(trained, _own_leaves(losses, trained, named))
+        both = [*losses.items(), *(second or {}).items()]
+        parameters = _Found(trained, _own_leaves(both, trained, named))
     runner = engine(balancer, parameters, at=at, rescale_to=rescale_to, reduce=reduce)
     if isinstance(runner, FeatureEngine):
         return _at_features(runner, losses, tasks, named)
+    if second is not None:
+        return runner.backward([_half(0, losses, tasks, others), _half(1, second, others, tasks)])
     return runner.backward([MicroBatch(tasks, lambda tap: Losses(losses))])
+
+
+def _check_second(balancer: Balancer, second: Mapping[str, Tensor] | None) -> tuple[str, ...]:
+    """Tasks of the second half, in the balancer's order."""
+    name = type(balancer).__name__
+    if not balancer.halves:
+        if second is not None:
+            raise BalancerError(f"'{name}' makes no use of a second half of the rows. Leave second= out.")
+        return ()
+    if isinstance(balancer, LossWeighting):
+        raise BalancerError(
+            f"'{name}' computes losses at other parameters, which losses that are there already do not allow. Use it "
+            "in 'fit' or a recipe, or give its engine micro-batches."
+        )
+    if second is None:
+        raise BalancerError(
+            f"'{name}' needs two independent halves of the rows. Pass the losses of the other half as second=."
+        )
+    return check_present(second, balancer.tasks)
+
+
+def _half(number: int, losses: Mapping[str, Tensor], tasks: tuple[str, ...], others: tuple[str, ...]) -> MicroBatch:
+    """One half of a step: a task that both have counts half in each."""
+    share = {task: 0.5 if task in others else 1.0 for task in tasks}
+    shares = {task: share[task] * losses[task] for task in tasks}
+    return MicroBatch(tasks, lambda tap: Losses(shares), number, share)
 
 
 def _named_features(features: Tensor | Mapping[str, Tensor] | None, place: str) -> dict[str, Tensor]:
@@ -109,24 +142,26 @@ def _at_features(
     runner: FeatureEngine, losses: Mapping[str, Tensor], tasks: tuple[str, ...], features: dict[str, Tensor]
 ) -> StepReport:
     total, zs = Sums(), list(features.values())
-    total.add(Losses(losses))
+    scaled = runner.scaled(Losses(losses))
+    total.add(scaled)
     rows = []
     for task in tasks:
         own = runner.own_parameters(task)
-        found = torch.autograd.grad(losses[task], [*zs, *own], retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(scaled.tasks[task], [*zs, *own], retain_graph=True, allow_unused=True)
         mine = found[: len(zs)]
         if all(row is None for row in mine):
             raise BalancerError(unreached(tuple(features), [task]))
-        rows.append([torch.zeros_like(z) if row is None else row for row, z in zip(mine, zs, strict=True)])
+        rows.append(mine)
         add_gradients(own, found[len(zs) :])
-    stacks = [torch.stack(column) for column in zip(*rows, strict=True)]
-    combined, report = runner.balance(stacks, runner.reduced(total.stack(tasks)), tasks)
-    torch.autograd.backward(zs, combined, inputs=runner.shared)
+    columns = list(zip(*rows, strict=True))
+    used = [place for place, column in enumerate(columns) if any(row is not None for row in column)]
+    combined, report = runner.balance([columns[place] for place in used], runner.reduced(total.stack(tasks)), tasks)
+    torch.autograd.backward([zs[place] for place in used], combined, inputs=runner.shared)
     return report
 
 
 def _own_leaves(
-    losses: Mapping[str, Tensor], shared: Sequence[nn.Parameter], features: Mapping[str, Tensor]
+    losses: Iterable[tuple[str, Tensor]], shared: Sequence[nn.Parameter], features: Mapping[str, Tensor]
 ) -> dict[str, list[nn.Parameter]]:
     """For each task the leaves of its loss that are not shared, and checks that the shared ones are reached.
 
@@ -136,11 +171,11 @@ def _own_leaves(
     stops = {z.grad_fn for z in features.values()}
     is_shared = {id(p) for p in shared}
     reached: set[int] = set()
-    own = {}
-    for task, loss in losses.items():
+    own: dict[str, dict[int, nn.Parameter]] = {}
+    for task, loss in losses:
         leaves = _leaves([loss], stops)
         reached |= {id(leaf) for leaf in leaves}
-        own[task] = [leaf for leaf in leaves if id(leaf) not in is_shared]
+        own.setdefault(task, {}).update({id(leaf): leaf for leaf in leaves if id(leaf) not in is_shared})
     if features:
         reached |= {id(leaf) for leaf in _leaves(features.values(), set())}
     lost = [f"number {i} of shape {list(p.shape)}" for i, p in enumerate(shared) if id(p) not in reached]
@@ -149,7 +184,7 @@ def _own_leaves(
             f"No loss reaches shared parameter {', '.join(lost[:3])} ({len(lost)} in all). Leave it out of 'shared', "
             "or use it in the forward."
         )
-    return own
+    return {task: list(leaves.values()) for task, leaves in own.items()}
 
 
 def _leaves(tensors: Iterable[Tensor], stops: set[Any]) -> list[Any]:
@@ -232,13 +267,14 @@ class Node:
             raise BalancerError("Call the node on the features first, and feed the heads with what it returns.")
         self._link.present = check_present(losses, self.tasks)
         self._losses, self._report = losses, None
-        torch.autograd.backward([*losses.values(), *([] if penalty is None else [penalty])])
+        scaled = self.engine.scaled(Losses(losses)).tasks
+        torch.autograd.backward([*scaled.values(), *([] if penalty is None else [penalty])])
         self._losses, self._link = None, None
         if self._report is None:
             raise BalancerError(unreached(("features",), tuple(losses)))
         return self._report
 
-    def _combine(self, stacks: list[Tensor]) -> list[Tensor]:
+    def _combine(self, columns: list[Column]) -> list[Tensor]:
         assert self._link is not None
         present = self._link.present
         values = None
@@ -246,7 +282,7 @@ class Node:
             total = Sums()
             total.add(Losses(self._losses))
             values = self.engine.reduced(total.stack(present))
-        combined, self._report = self.engine.balance(stacks, values, present)
+        combined, self._report = self.engine.balance(columns, values, present)
         return combined
 
 

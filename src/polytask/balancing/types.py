@@ -27,10 +27,12 @@ class Losses:
             losses over the step's count of them, over all micro-batches and processes. Adding the shares
             up gives the mean loss of the step.
         penalty: What is added outside of balancing (regularisers), or None.
+        plain: The same losses, detached, before a method scaled them; None if none did.
     """
 
     tasks: Mapping[str, Tensor]
     penalty: Tensor | None = None
+    plain: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,14 @@ class MicroBatch:
         tasks: Tasks with at least one labelled row here on some process.
         forward: ``forward(tap)`` runs trunk and heads with that tap and returns the losses. May be
             called again; every call builds a new graph.
+        half: 0 or 1: to which half of the step's rows it belongs, for methods that need two.
+        fractions: Of each task's labels in the whole step, the share that lies in that half; 1 if not named.
     """
 
     tasks: tuple[str, ...]
     forward: Callable[[Tap], Losses]
+    half: int = 0
+    fractions: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

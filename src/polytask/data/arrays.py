@@ -15,6 +15,7 @@ from polytask.data.loader import LoaderSource
 from polytask.data.preprocess import TablePreprocessor
 from polytask.data.source import Source, TensorSource
 from polytask.data.table import as_frame
+from polytask.data.tags import check_tag_lengths
 from polytask.data.targets import encode_target, encode_weight, target_columns
 from polytask.errors import DataError, listed, suggestion, unknown
 from polytask.tasks.task import Task
@@ -192,5 +193,9 @@ def _from_frame(
             f"The frame has no target for any of the tasks: {listed(task.name for task in tasks)}. "
             f"It has: {listed(frame.columns)}."
         )
+    check_tag_lengths(frame, preprocessor.schema, found)
     rows = {task.name: encode_weight(frame, weight[task.name]) for task in found if task.name in weight}
-    return TensorSource(preprocessor.inputs(frame), {task.name: encode_target(frame, task) for task in found}, rows)
+    boxes = any(task.target.form == "boxes" for task in found)
+    sizes = preprocessor.image_sizes(frame) if boxes else None
+    targets = {task.name: encode_target(frame, task, sizes=sizes) for task in found}
+    return TensorSource(preprocessor.inputs(frame), targets, rows)

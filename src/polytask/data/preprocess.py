@@ -10,16 +10,29 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
+from polytask.data.images import holds_files, holds_pixels, image_column, pixels_of, read_images
 from polytask.data.numbers import Floats, fill, find_faults, fit_number, scale_number
-from polytask.data.schema import FIRST_SLOT, MISSING_SLOT, UNSEEN_SLOT, CategoryColumn, NumberColumn, TableSchema
+from polytask.data.pretrained import read_tokenizer
+from polytask.data.schema import (
+    FIRST_SLOT,
+    MISSING_SLOT,
+    UNSEEN_SLOT,
+    CategoryColumn,
+    NumberColumn,
+    TableSchema,
+    TextColumn,
+)
 from polytask.data.table import as_text, column_of, parse_numbers
+from polytask.data.text import encode_text, fit_words
 from polytask.errors import DataError, RecipeError, listed, unknown
 
-KINDS = ("number", "category", "image")
+KINDS = ("number", "category", "image", "text")
 SCALES = ("standard", "quantile", "none")
 MISSING = ("indicate", "mean", "error")
+COLOURS = {"rgb": 3, "grey": 1}
+ON_BAD = ("error", "skip")
 
 
 @dataclass(frozen=True)
@@ -27,14 +40,25 @@ class InputSpec:
     """How an input column is read.
 
     Args:
-        kind: ``"number"``, ``"category"`` or ``"image"`` (a column of arrays, all of one shape).
+        kind: ``"number"``, ``"category"``, ``"image"`` (paths or the bytes of image files, or arrays of one shape) or
+            ``"text"`` (text, split at its spaces, or lists of words).
         scale: Of numbers: ``"standard"`` (training mean 0 and deviation 1), ``"quantile"`` (to a normal
             distribution by the training quantiles) or ``"none"``.
         missing: Of numbers: ``"indicate"`` (the training mean, and an input that says so if training rows
             lacked values), ``"mean"`` (the training mean) or ``"error"``. NaN counts as missing.
-        min_count: Of categories: those with fewer training rows share the slot of unseen ones.
+        min_count: Of categories, words and characters: those that come less often in training rows share the slot
+            of unseen ones.
         bins: Of numbers: quantile bins, whose edges the schema keeps for piecewise-linear embeddings.
         impute_infinite: Of numbers: infinite values count as missing instead of raising an error.
+        size: Of images from files: height and width that they are resized to; None if all have one size.
+        colour: Of images from files: ``"rgb"`` or ``"grey"``.
+        on_bad: Of images from files: what to do with a row whose image is missing or cannot be read, ``"error"`` or
+            ``"skip"`` (the row is left out, counted, with a warning).
+        lowercase: Of words: whether their case is left to their characters.
+        longest_word: Of words: characters that are read.
+        tokenizer: Of texts: a pretrained model whose tokenizer cuts them, by its name in a hub or its folder; a
+            recipe with the encoder ``hub`` fills it in. None makes a vocabulary of words.
+        longest: Of texts with a tokenizer: tokens that are read.
 
     Raises:
         RecipeError: for an unknown kind, scale or missing, or a count below one.
@@ -51,18 +75,36 @@ class InputSpec:
     min_count: int = 1
     bins: int = 48
     impute_infinite: bool = False
+    size: tuple[int, int] | None = None
+    colour: str = "rgb"
+    on_bad: str = "error"
+
+    @property
+    def channels(self) -> int:
+        """Of images from files."""
+        return COLOURS[self.colour]
+
+    lowercase: bool = True
+    longest_word: int = 20
+    tokenizer: str | None = None
+    longest: int = 256
 
     def __post_init__(self) -> None:
         for what, value, known in (
             ("kind of input", self.kind, KINDS),
             ("scale", self.scale, SCALES),
             ("missing", self.missing, MISSING),
+            ("colour", self.colour, COLOURS),
+            ("on_bad", self.on_bad, ON_BAD),
         ):
             if value not in known:
                 raise RecipeError(unknown(what, value, known))
-        for what, count in (("min_count", self.min_count), ("bins", self.bins)):
+        for what in ("min_count", "bins", "longest_word", "longest"):
+            count = getattr(self, what)
             if count < 1:
                 raise RecipeError(f"{what} is {count}; it has to be 1 or more.")
+        if self.size is not None and min(self.size) < 1:
+            raise RecipeError(f"size is {list(self.size)}; give height and width in pixels, 1 or more.")
 
 
 class TablePreprocessor:
@@ -107,23 +149,28 @@ class TablePreprocessor:
         """
         if not inputs:
             raise DataError(f"There are no input columns. The table has: {listed(frame.columns)}. Name some as inputs.")
-        numbers, categories, arrays = [], [], {}
+        numbers, categories, images, arrays, texts = [], [], [], {}, []
         for name, spec in inputs.items():
             series = column_of(frame, name, "input column")
             if spec.kind == "number":
                 numbers.append(_fit_number(series, spec))
             elif spec.kind == "category":
                 categories.append(_fit_category(series, spec.min_count))
+            elif spec.kind == "text":
+                texts.append(_fit_text(series, spec))
+            elif holds_files(series) or holds_pixels(series):
+                images.append(image_column(series, spec.size, spec.channels))
             else:
-                arrays[name] = _arrays(series, None).shape[1:]
-        return cls(TableSchema(tuple(numbers), tuple(categories), arrays))
+                arrays[name] = _array_shape(series)
+        schema = TableSchema(tuple(numbers), tuple(categories), arrays, images=tuple(images), texts=tuple(texts))
+        return cls(schema)
 
     def inputs(self, frame: pl.DataFrame) -> Any:
-        """What the model takes: the tensors of ``transform``, or the only one where the schema says so."""
+        """What the model takes: the tensors of ``transform``, or those of the only column where the schema says so."""
         tensors = self.transform(frame)
         return next(iter(tensors.values())) if self.schema.single else tensors
 
-    def transform(self, frame: pl.DataFrame) -> dict[str, Tensor]:
+    def transform(self, frame: pl.DataFrame) -> dict[str, Any]:
         """The inputs of rows, seen in training or not.
 
         Args:
@@ -132,14 +179,16 @@ class TablePreprocessor:
         Returns:
             As far as there are such columns: ``"numbers"`` float32 ``[n, d]``; ``"missing"`` float32
             ``[n, d']``, 1 where a value was missing, with a column for each number column of which training
-            rows lacked values; ``"categories"`` int64 ``[n, c]``; and every image column under its name,
-            float32 ``[n, ...]``, its values as they are.
+            rows lacked values; ``"categories"`` int64 ``[n, c]``; every image column under its name,
+            float32 ``[n, ...]``, its values as they are, or uint8 ``[n, 1 or 3, h, w]`` where they come from files or
+            are bytes; and every text column under its name, a dict of tensors (``data.text.encode_text``).
 
         Raises:
             DataError: if a column is missing (the nearest is named), a value does not parse, is infinite or
                 is missing where that is an error, or an array has another shape than in training.
         """
-        schema, result = self.schema, {}
+        schema = self.schema
+        result: dict[str, Any] = {}
         if schema.numbers:
             result["numbers"] = torch.empty(frame.height, len(schema.numbers))
         if schema.missing:
@@ -156,7 +205,16 @@ class TablePreprocessor:
             result["categories"][:, place] = torch.from_numpy(encode_category(series, category.values))
         for name, shape in schema.arrays.items():
             result[name] = torch.from_numpy(_arrays(column_of(frame, name, "input column"), tuple(shape)))
+        for image in schema.images:
+            result[image.name] = torch.from_numpy(pixels_of(column_of(frame, image.name, "input column"), image))
+        for text in schema.texts:
+            result[text.name] = encode_text(column_of(frame, text.name, "input column"), text)
         return result
+
+    def image_sizes(self, frame: pl.DataFrame) -> NDArray[np.int64] | None:
+        """Height and width of every row's image file ``[rows, 2]``; None unless there is one column of such files."""
+        names = [image.name for image in self.schema.images if holds_files(column_of(frame, image.name))]
+        return read_images(frame.get_column(names[0]), (1, 1)).sizes if len(names) == 1 else None
 
 
 def encode_category(series: pl.Series, values: tuple[str, ...]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -206,10 +264,21 @@ def _fit_category(series: pl.Series, min_count: int) -> CategoryColumn:
     return CategoryColumn(series.name, tuple(kept.sort().to_list()))
 
 
+def _fit_text(series: pl.Series, spec: InputSpec) -> TextColumn:
+    if spec.tokenizer is None:
+        return fit_words(series, min_count=spec.min_count, lowercase=spec.lowercase, longest_word=spec.longest_word)
+    return TextColumn(series.name, tokenizer=read_tokenizer(spec.tokenizer), longest=spec.longest)
+
+
 def _numbers(frame: pl.DataFrame, column: NumberColumn) -> tuple[Floats, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
     parsed = parse_numbers(column_of(frame, column.name, "input column"))
     values, gone = find_faults(column.name, parsed, column.impute_infinite, column.missing == "error")
     return fill(values, gone, column.mean), gone
+
+
+def _array_shape(series: pl.Series) -> tuple[int, ...]:
+    # Stacking all training images to learn this would take as much memory again.
+    return tuple(series.dtype.shape) if isinstance(series.dtype, pl.Array) else _arrays(series, None).shape[1:]
 
 
 def _arrays(series: pl.Series, shape: tuple[int, ...] | None) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -72,14 +72,55 @@ class CategoryColumn:
 
 
 @dataclass(frozen=True)
+class ImageColumn:
+    """A column of images as it was in the training data.
+
+    Args:
+        name: The column's name.
+        size: Height and width that the model reads.
+        channels: 3 for colours, 1 for grey.
+    """
+
+    name: str
+    size: tuple[int, int]
+    channels: int
+
+
+@dataclass(frozen=True)
+class TextColumn:
+    """A text column as it was in the training data: a vocabulary of words, or the tokenizer of a pretrained model.
+
+    Args:
+        name: The column's name.
+        words: The vocabulary; word ``i`` has the number ``i + 1``, and 0 stands for any other.
+        characters: The same for the characters of words.
+        lowercase: Whether words are looked up without their case.
+        longest_word: Characters of a word that are read.
+        tokenizer: The tokenizer of a pretrained model, as its ``tokenizer.json`` has it; the fields above are
+            unused then.
+        longest: With a tokenizer: tokens of a text that are read.
+    """
+
+    name: str
+    words: tuple[str, ...] = ()
+    characters: tuple[str, ...] = ()
+    lowercase: bool = True
+    longest_word: int = 20
+    tokenizer: str | None = None
+    longest: int = 256
+
+
+@dataclass(frozen=True)
 class TableSchema:
     """All input columns of a table, in the order in which their tensors hold them.
 
     Args:
         numbers: Columns of the tensor ``"numbers"``.
         categories: Columns of the tensor ``"categories"``.
-        arrays: Array columns (images) by name, with the shape of one row.
-        single: Whether the model takes the only tensor itself, not a dict of tensors by kind.
+        arrays: Array columns by name, with the shape of one row.
+        images: Columns of images from files, or of bytes.
+        single: Whether the model takes the only column's tensors themselves, not a dict of them by name.
+        texts: Text columns.
 
     Example:
         >>> schema = TableSchema((NumberColumn("age", 38.6, 13.1, (-1.5, 0.0, 2.0), True),), (), {})
@@ -93,6 +134,8 @@ class TableSchema:
     categories: tuple[CategoryColumn, ...] = ()
     arrays: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: _NO_ARRAYS)
     single: bool = False
+    images: tuple[ImageColumn, ...] = ()
+    texts: tuple[TextColumn, ...] = ()
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -106,6 +149,8 @@ class TableSchema:
             "categories": [{"name": c.name, "values": list(c.values)} for c in self.categories],
             "arrays": {name: list(shape) for name, shape in self.arrays.items()},
             "single": self.single,
+            "images": [asdict(c) | {"size": list(c.size)} for c in self.images],
+            "texts": [asdict(c) | {"words": list(c.words), "characters": list(c.characters)} for c in self.texts],
         }
 
     @classmethod
@@ -121,9 +166,14 @@ class TableSchema:
                 for c in plain["numbers"]
             )
             categories = tuple(CategoryColumn(c["name"], tuple(c["values"])) for c in plain["categories"])
+            images = tuple(ImageColumn(**{**c, "size": tuple(c["size"])}) for c in plain.get("images", ()))
+            texts = tuple(
+                TextColumn(**{**c, "words": tuple(c["words"]), "characters": tuple(c["characters"])})
+                for c in plain.get("texts", ())
+            )
             arrays = {name: tuple(shape) for name, shape in plain["arrays"].items()}
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"The stored table schema cannot be read: {error}. It was written by something else."
             ) from error
-        return cls(numbers, categories, arrays, bool(plain["single"]))
+        return cls(numbers, categories, arrays, bool(plain["single"]), images, texts)

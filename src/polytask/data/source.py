@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from polytask.data.batch import Batch, map_tensors
+from polytask.data.ragged import Padding
 from polytask.errors import DataError, ShapeError
+
+PADDED = 1 << 14
+"""Most entries of a batch of rows with lengths, padding included, where nothing is trained."""
+BLUR = 0.1
+"""By which share lengths are blurred before rows of about one length are put together."""
 
 
 class Source(ABC):
@@ -24,7 +31,9 @@ class Source(ABC):
     tasks: tuple[str, ...]
     random_access: ClassVar[bool] = True
     """Whether ``take`` gives any rows at once; a stream gives them in its own order only."""
-    _order_key: tuple[tuple[int, ...], int] | None = None
+    lengths: Tensor | None = None
+    """How long each row is, int64 ``[rows]``, where a batch is padded to its longest row; None where all are alike."""
+    _order_key: tuple[tuple[int, ...], int, int] | None = None
     _order_rows: Tensor
 
     @abstractmethod
@@ -57,7 +66,8 @@ class Source(ABC):
 
         The order of the rows in a pass is the permutation seeded by ``(*seed, pass)`` whatever the number
         of processes. A pass is cut into batches whose sizes differ by at most one row, so every row comes
-        once a pass and no batch is a small remainder.
+        once a pass and no batch is a small remainder. Where rows have lengths, a batch has rows of about one
+        length, so that little of it is padding, and the batches of a pass come in the order of a shuffle.
 
         Args:
             index: Counts batches from the first pass on.
@@ -68,16 +78,54 @@ class Source(ABC):
         """
         count = self.batches(size)
         run, place = divmod(index, count)
-        order = self._order(tuple(seed), run)
+        order = self._order(tuple(seed), run, count)
         start, stop = (len(self) * (place + i) // count for i in (0, 1))
         return self.take(order[start + rank : stop : world])
 
-    def _order(self, seed: tuple[int, ...], run: int) -> Tensor:
-        key = (seed, run)
+    def readings(self, size: int) -> Iterator[Tensor]:
+        """Row numbers at a time, each row once, for a reader that wants all rows and trains nothing.
+
+        Where rows have lengths they come from the shortest to the longest, in batches that padding keeps below
+        ``PADDED`` entries. The reader puts results back in order.
+
+        Args:
+            size: Most rows at a time.
+        """
+        if self.lengths is None:
+            yield from torch.split(torch.arange(len(self)), size)
+            return
+        lengths, order = self.lengths.sort(stable=True)
+        start = 0
+        while start < len(order):
+            longest = lengths[start : start + size].clamp_min(1) * torch.arange(1, len(order[start : start + size]) + 1)
+            count = max(1, int((longest <= PADDED).sum()))
+            yield order[start : start + count]
+            start += count
+
+    def _order(self, seed: tuple[int, ...], run: int, count: int) -> Tensor:
+        key = (seed, run, count)
         if self._order_key != key:
-            shuffled = np.random.default_rng([*seed, run]).permutation(len(self))
+            generator = np.random.default_rng([*seed, run])
+            shuffled = generator.permutation(len(self))
+            if self.lengths is not None:
+                shuffled = self._by_length(shuffled, count, generator)
             self._order_key, self._order_rows = key, torch.from_numpy(shuffled)
         return self._order_rows
+
+    def _by_length(self, rows: NDArray[np.int64], count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Shuffled rows, brought into ``count`` batches of about one length each, in a shuffled order."""
+        assert self.lengths is not None
+        # Lengths are blurred, so that a row does not meet the same rows in every pass.
+        blurred = self.lengths.numpy()[rows] * generator.uniform(1 - BLUR, 1 + BLUR, len(rows))
+        rows = rows[np.argsort(blurred, kind="stable")]
+        bounds = [len(rows) * place // count for place in range(count + 1)]
+        sizes = np.diff(bounds)
+        # Batches of one size change places with one another only: which place has which size is fixed.
+        places = np.arange(count)
+        for size in np.unique(sizes):
+            same = np.nonzero(sizes == size)[0]
+            places[same] = generator.permutation(same)
+        return np.concatenate([rows[bounds[place] : bounds[place + 1]] for place in places])
 
 
 class Share(Source):
@@ -92,6 +140,7 @@ class Share(Source):
     def __init__(self, source: Source, rank: int, world: int):
         self._source, self._rank, self._world = source, rank, world
         self.tasks = source.tasks
+        self.lengths = None if source.lengths is None else source.lengths[rank::world]
 
     def __len__(self) -> int:
         return len(range(self._rank, len(self._source), self._world))
@@ -108,6 +157,8 @@ class Share(Source):
 
 class TensorSource(Source):
     """Rows that lie in memory as tensors: a batch is one indexing, never a row-by-row collation.
+
+    Texts (see ``data/ragged.py``) and targets of their words are cut to the longest row of a batch.
 
     Args:
         inputs: A tensor or nested dict/list/tuple of tensors, rows first.
@@ -131,6 +182,8 @@ class TensorSource(Source):
                 raise ShapeError(f"Inputs have {rows} rows but {what} has {size}. All need the same number of rows.")
         if rows == 0:
             raise DataError("There are no rows: the data, or this split of it, is empty.")
+        self._padding = Padding(inputs, self._all.targets)
+        self.lengths = self._padding.lengths
 
     def __len__(self) -> int:
         return len(self._all)
@@ -142,7 +195,11 @@ class TensorSource(Source):
 
     def take(self, rows: Tensor) -> Batch:
         """The rows with these numbers, in this order, as one Batch."""
-        return self._all.map(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
+        found = self._all.map(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
+        if self.lengths is None:
+            return found
+        inputs = self._padding.cut_inputs(found.inputs, rows)
+        return Batch(inputs, self._padding.cut_targets(found.targets, rows), found.weights)
 
     def targets(self, task: str) -> Tensor | None:
         """All targets of one task."""

@@ -1,4 +1,4 @@
-"""Reading tables: CSV, TSV, Parquet, Arrow and Feather files, polars and pandas frames."""
+"""Reading tables: CSV, TSV, Parquet, Arrow, Feather and JSON files, polars and pandas frames."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ _BINARY: dict[str, Callable[..., pl.DataFrame]] = {
     ".arrow": pl.read_ipc,
     ".feather": pl.read_ipc,
     ".ipc": pl.read_ipc,
+    ".json": lambda path, columns: pl.read_json(path),
+    ".jsonl": lambda path, columns: pl.read_ndjson(path),
+    ".ndjson": lambda path, columns: pl.read_ndjson(path),
 }
 
 
@@ -45,8 +48,9 @@ def read_table(
     the header.
 
     Args:
-        path: A ``.csv``, ``.tsv``, ``.txt``, ``.data``, ``.parquet``, ``.pq``, ``.arrow``, ``.feather`` or
-            ``.ipc`` file. The fields of ``.tsv`` are separated by tabs whatever ``separator`` says.
+        path: A ``.csv``, ``.tsv``, ``.txt``, ``.data``, ``.parquet``, ``.pq``, ``.arrow``, ``.feather``, ``.ipc``,
+            ``.json`` (a list of objects), ``.jsonl`` or ``.ndjson`` (an object a line) file. The fields of ``.tsv``
+            are separated by tabs whatever ``separator`` says.
         header: Whether a CSV starts with the column names.
         separator: One character between the fields of a CSV.
         na: What stands for a missing value in a CSV.
@@ -74,6 +78,8 @@ def read_table(
     if suffix in _BINARY:
         try:
             frame = _BINARY[suffix](path, columns=list(columns) if columns else None)
+            if columns:
+                frame = frame.select([column_of(frame, name) for name in columns])
         except (pl.exceptions.PolarsError, OSError) as error:
             raise DataError(f"'{path}' cannot be read as {suffix[1:]}: {_first_line(error)}.") from None
     else:

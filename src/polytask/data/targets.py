@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from polytask import registry
+from polytask.data import dense
+from polytask.data.boxes import box_labels, box_rows
 from polytask.data.table import as_text, column_of, parse_numbers
+from polytask.data.tags import encode_tags, read_tags
 from polytask.errors import DataError, listed, suggestion
 from polytask.tasks.task import Task, labelled
 
@@ -18,6 +23,8 @@ TRUE = ("1", "true", "yes", "y", "t")
 FALSE = ("0", "false", "no", "n", "f")
 SEPARATOR = "|"
 """Between the labels of a row, where one column holds them all."""
+CLASSED = ("class", "labels", "distribution", "tags", "boxes")
+"""Forms of targets that have classes."""
 
 
 def target_columns(task: Task) -> tuple[str, ...]:
@@ -37,7 +44,7 @@ def fit_target(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR) -
         DataError: if the classes cannot be told from the data, or the declared positive value never occurs.
     """
     found: dict[str, object] = {}
-    if task.target.form in ("class", "labels", "distribution") and task.target.classes is None:
+    if task.target.form in CLASSED and task.target.classes is None:
         found["classes"] = list(infer_classes(frame, task, separator=separator))
     elif task.target.form == "binary":
         positive = infer_positive(frame, task)
@@ -52,6 +59,7 @@ def fit_target(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR) -
 def infer_classes(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR) -> tuple[str, ...]:
     """The classes of training rows: sorted, by value if they are numbers.
 
+    A column of polars' type Enum brings its classes along: all of them count, in their order, seen or not.
     For several columns (labels, soft labels) the classes are the columns' names, as they are given.
 
     Raises:
@@ -61,7 +69,12 @@ def infer_classes(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR
     if len(columns) > 1:
         return columns
     series = column_of(frame, columns[0], f"target column of task '{task.name}'")
-    values = _label_lists(series, separator).explode() if task.target.form == "labels" else as_text(series)
+    if task.target.form == "boxes":
+        return box_labels(box_rows(series, _where(task, series)), f"column '{series.name}'")
+    inner = series.dtype.inner if isinstance(series.dtype, pl.List) else series.dtype
+    if isinstance(inner, pl.Enum) and not task.target.repair:
+        return tuple(inner.categories)
+    values = _values(series, task, separator)
     found = values.drop_nulls().unique().sort()
     numbers = found.cast(pl.Float64, strict=False)
     if found.len() and numbers.null_count() == 0:
@@ -72,6 +85,15 @@ def infer_classes(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR
             f"{': ' + listed(found.to_list()) if len(found) else ''}. There have to be two or more."
         )
     return tuple(found.to_list())
+
+
+def _values(series: pl.Series, task: Task, separator: str) -> pl.Series:
+    """All labels of a column, one after the other."""
+    if task.target.form == "labels":
+        return _label_lists(series, separator).explode()
+    if task.target.form == "tags":
+        return pl.Series(series.name, [tag for row in read_tags(series, task) for tag in row or ()], dtype=pl.String)
+    return as_text(series)
 
 
 def infer_positive(frame: pl.DataFrame, task: Task) -> str | None:
@@ -95,13 +117,17 @@ def infer_positive(frame: pl.DataFrame, task: Task) -> str | None:
     return None
 
 
-def encode_target(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR) -> Tensor:
+def encode_target(
+    frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR, sizes: NDArray[Any] | None = None
+) -> Tensor:
     """The target of a task, as its TargetSpec says.
 
     Args:
         frame: Rows with the target's columns.
         task: A task whose classes are known (see ``fit_target``).
         separator: Between the labels of a row, for ``"labels"`` in a single column.
+        sizes: Height and width of each row's image ``[rows, 2]``, in whose pixels boxes are; None if those are in
+            pixels of the task's size.
 
     Returns:
         A tensor of ``frame.height`` rows; missing values are -1 for classes and NaN for all else.
@@ -111,6 +137,9 @@ def encode_target(frame: pl.DataFrame, task: Task, *, separator: str = SEPARATOR
             an infinite one, a count that is negative or broken, soft labels that do not add up to 1. The
             message names record (from 1, without the header), column and value.
     """
+    if task.target.form in dense.COLUMNS:
+        series = _only_column(frame, task)
+        return dense.COLUMNS[task.target.form](series, task, _where(task, series), sizes)
     if task.target.form not in _FORMS:
         raise DataError(f"Task '{task.name}' has targets of the form '{task.target.form}', which no table can hold.")
     return _FORMS[task.target.form](frame, task, separator)
@@ -321,6 +350,10 @@ def _distribution(frame: pl.DataFrame, task: Task, separator: str) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
+def _tags(frame: pl.DataFrame, task: Task, separator: str) -> Tensor:
+    return encode_tags(_only_column(frame, task), task, _classes_of(task))
+
+
 _FORMS = {
     "class": _class,
     "binary": _binary_of,
@@ -328,4 +361,5 @@ _FORMS = {
     "number": _number,
     "count": _count,
     "distribution": _distribution,
+    "tags": _tags,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polytask.data.batch import map_tensors
+from polytask.data.batch import Batch, joined_rows, map_tensors
 from polytask.data.source import Source
 from polytask.errors import DataError, listed
 from polytask.evaluation.scores import Scores
@@ -29,7 +29,7 @@ class TaskOutputs:
     """What a model says about a task's labelled rows, and what is true.
 
     Args:
-        raw: Raw outputs ``[rows, ...]``, on the CPU.
+        raw: What the task keeps of its raw outputs (``Task.kept``) ``[rows, ...]``, on the CPU.
         score: What metrics read (``Task.score``), ``[rows, ...]``.
         target: Targets ``[rows, ...]``.
         weight: Row weights ``[rows]``, or None.
@@ -48,17 +48,30 @@ class TaskOutputs:
 class _Part:
     """Labelled rows of one task, batch by batch."""
 
-    raw: list[Tensor]
-    target: list[Tensor]
-    weight: list[Tensor | None]
+    raw: list[Tensor] = field(default_factory=list)
+    target: list[Tensor] = field(default_factory=list)
+    weight: list[Tensor | None] = field(default_factory=list)
+    place: list[Tensor] = field(default_factory=list)
+
+    def add(self, raw: Tensor, target: Tensor, weight: Tensor | None, place: Tensor) -> None:
+        """Take rows in, with their places among all rows of the task."""
+        self.raw.append(raw)
+        self.target.append(target)
+        self.weight.append(weight)
+        self.place.append(place)
 
     def joined(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """All rows on the CPU, in one transfer."""
+        """All rows on the CPU, in one transfer, in the order of their places."""
         weight = None
         if any(w is not None for w in self.weight):
             weight = torch.cat([_ones(t) if w is None else w.double().cpu() for w, t in self._weights()])
-        raw = torch.cat(self.raw)
-        return raw.cpu(), torch.cat([target.cpu() for target in self.target]), weight
+        raw, target = joined_rows(self.raw).cpu(), joined_rows([target.cpu() for target in self.target])
+        place = torch.cat(self.place)
+        if bool((place.diff() < 0).any()):
+            # A source with lengths gives its short rows first.
+            order = place.argsort()
+            raw, target, weight = raw[order], target[order], None if weight is None else weight[order]
+        return raw, target, weight
 
     def _weights(self) -> Iterator[tuple[Tensor | None, Tensor]]:
         return zip(self.weight, self.target, strict=True)
@@ -116,15 +129,16 @@ def collect(
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
     parts: dict[str, _Part] = {}
     with evaluation_mode(model), torch.inference_mode():
+        first = 0
         for source in sources:
             wanted = tuple(name for name in known if name in source.tasks)
-            for start in range(0, len(source) if wanted else 0, batch_size):
-                rows = torch.arange(start, min(start + batch_size, len(source)))
+            for rows in source.readings(batch_size) if wanted else ():
                 batch = source.take(rows)
                 with autocast():
                     raw = model(map_tensors(batch.inputs, lambda tensor: tensor.to(device)), wanted)
                 for name in wanted:
-                    _keep(parts, name, raw[name], batch.targets[name], batch.weights.get(name))
+                    _keep(parts, known[name], raw[name], batch, first + rows)
+            first += len(source)
         found = {name: part.joined() for name, part in parts.items()}
     offered = {name for source in sources for name in source.tasks}
     if not offered & set(known):
@@ -137,20 +151,19 @@ def collect(
     return {name: _outputs(known[name], *found[name]) for name in known if name in found}
 
 
-def _keep(parts: dict[str, _Part], name: str, raw: Tensor, target: Tensor, weight: Tensor | None) -> None:
+def _keep(parts: dict[str, _Part], task: Task, raw: Tensor, batch: Batch, place: Tensor) -> None:
+    target, weight = batch.targets[task.name], batch.weights.get(task.name)
     if len(raw) != len(target):
-        raise DataError(f"The model gave {len(raw)} outputs for '{name}' but the batch has {len(target)} rows.")
+        raise DataError(f"The model gave {len(raw)} outputs for '{task.name}' but the batch has {len(target)} rows.")
     known = labelled(target)
     if not known.all():
         rows = known.nonzero().squeeze(1)
         raw = raw.index_select(0, rows.to(raw.device))
         target = target.index_select(0, rows)
         weight = None if weight is None else weight.index_select(0, rows)
+        place = place.index_select(0, rows.cpu())
     if len(target):
-        part = parts.setdefault(name, _Part([], [], []))
-        part.raw.append(raw)
-        part.target.append(target)
-        part.weight.append(weight)
+        parts.setdefault(task.name, _Part()).add(task.kept(raw), target, weight, place)
 
 
 def _gathered(
@@ -160,10 +173,9 @@ def _gathered(
     parts: dict[str, _Part] = {}
     for share in everywhere:
         for name, (raw, target, weight) in share.items():
-            part = parts.setdefault(name, _Part([], [], []))
-            part.raw.append(raw)
-            part.target.append(target)
-            part.weight.append(weight)
+            part = parts.setdefault(name, _Part())
+            start = sum(map(len, part.place))
+            part.add(raw, target, weight, torch.arange(start, start + len(target)))
     return {name: part.joined() for name, part in parts.items()}
 
 
@@ -185,7 +197,7 @@ def score_outputs(task: Task, outputs: TaskOutputs | None) -> tuple[dict[str, fl
     Returns:
         Metrics by name, and counts of what was left out by name where there was something.
     """
-    if outputs is None or not np.isfinite(outputs.score).all() or (_weight(outputs) == 0):
+    if outputs is None or _broken(task, outputs) or _weight(outputs) == 0:
         return dict.fromkeys(task.metrics, math.nan), {}
     left_out: dict[str, int] = {}
     values = {}
@@ -194,6 +206,12 @@ def score_outputs(task: Task, outputs: TaskOutputs | None) -> tuple[dict[str, fl
         if lost:
             left_out[name] = lost
     return values, left_out
+
+
+def _broken(task: Task, outputs: TaskOutputs) -> bool:
+    # Where rows have different lengths, NaN is padding.
+    padded = task.keep is not None
+    return not np.isfinite(outputs.score).all() and not (padded and not np.isinf(outputs.score).any())
 
 
 def _weight(outputs: TaskOutputs) -> float:

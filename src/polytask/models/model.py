@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from polytask.data.batch import map_tensors
 from polytask.data.schema import TableSchema
 from polytask.errors import RecipeError, listed, unknown
-from polytask.models.heads import Head, same_layers
+from polytask.models.heads import TaskHead, TaskNetwork, make_head, run_head, same_layers
 from polytask.sharing.base import NeedsExample, Sharing, Tap, identity
 from polytask.sharing.layers import per_task, task_key
 from polytask.tasks.task import Task
@@ -69,6 +69,7 @@ class MultiTaskModel(nn.Module):
             )
         self.sharing = sharing
         self._tasks = _by_name(tasks)
+        sharing.check_tasks(self._tasks)
         self.heads = nn.ModuleDict()
         self.input_schema: TableSchema | None = None
         self._built = False
@@ -118,7 +119,7 @@ class MultiTaskModel(nn.Module):
         if first is not None:
             example = map_tensors(example, lambda tensor: tensor.to(first.device))
         shapes = self.sharing.setup(tuple(self._tasks), example)
-        self.heads = per_task({name: Head(task.head, shapes[name]) for name, task in self._tasks.items()})
+        self.heads = per_task({name: make_head(task.head, shapes[name]) for name, task in self._tasks.items()})
         if first is not None:
             # The model may have been moved before it was built, and what is new follows it.
             self.to(first.device, dtypes.pop() if len(dtypes) == 1 else None)
@@ -139,13 +140,14 @@ class MultiTaskModel(nn.Module):
         if set(new) != set(self._tasks):
             raise RecipeError(f"The model's tasks are {listed(self._tasks)}; found {listed(new)}.")
         self._tasks = {name: new[name] for name in self._tasks}
+        self.sharing.check_tasks(self._tasks)
         for name, task in self._tasks.items() if self._built else ():
-            head = self.heads[task_key(name)]
-            assert isinstance(head, Head)
+            head = self._head(name)
             if same_layers(head.spec, task.head):
                 head.standardise(task.head)
             else:
-                made = Head(task.head, self._shapes[name]).to(head.output.weight.device, head.output.weight.dtype)
+                old = next(head.parameters())
+                made = make_head(task.head, self._shapes[name]).to(old.device, old.dtype)
                 self.heads[task_key(name)] = made.train(head.training)
 
     def forward(self, inputs: Any, tasks: Sequence[str] | None = None, *, tap: Tap = identity) -> dict[str, Tensor]:
@@ -157,7 +159,7 @@ class MultiTaskModel(nn.Module):
             tap: Called once on the tensors where shared computation ends.
 
         Returns:
-            For each task ``[rows]`` or ``[rows, outputs]``.
+            For each task its raw outputs, rows first.
 
         Raises:
             RecipeError: for an unknown task.
@@ -167,8 +169,10 @@ class MultiTaskModel(nn.Module):
         names = tuple(self._tasks) if tasks is None else tuple(tasks)
         for name in names:
             self._require_task(name)
-        features = self.sharing(inputs, names, tap)
-        return {name: self.heads[task_key(name)](features[name]) for name in names}
+        return _outputs(self.sharing, self.heads, inputs, names, tap)
+
+    def _head(self, name: str) -> TaskHead:
+        return self.heads[task_key(name)]  # type: ignore[return-value]
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Trained parameters that belong to no single task."""
@@ -177,10 +181,18 @@ class MultiTaskModel(nn.Module):
 
     def task_parameters(self, task: str) -> list[nn.Parameter]:
         """Trained parameters of one task alone, its head included."""
+        return [p for p in self.owned_parameters(task) if p.requires_grad]
+
+    def owned_parameters(self, task: str) -> list[nn.Parameter]:
+        """Parameters of one task alone, its head included, trained or not."""
         self._require_built("task_parameters")
         self._require_task(task)
-        parameters = [*self.sharing.task_parameters(task), *self.heads[task_key(task)].parameters()]
-        return [p for p in parameters if p.requires_grad]
+        head = () if self._is_read(task) else self._head(task).parameters()
+        return [*self.sharing.task_parameters(task), *head]
+
+    def _is_read(self, task: str) -> bool:
+        """Whether another task's output is made of this one's head, too."""
+        return any(task in self.sharing.reads(other) for other in self._tasks)
 
     def extract(self, task: str) -> nn.Module:
         """One task's network as a plain module: inputs to raw outputs.
@@ -192,7 +204,9 @@ class MultiTaskModel(nn.Module):
         """
         self._require_built("extract")
         self._require_task(task)
-        return nn.Sequential(self.sharing.extract(task), self.heads[task_key(task)]).train(self.training)
+        if self.sharing.reads(task):
+            return _OneOutput(self.sharing, self.heads, task).train(self.training)
+        return TaskNetwork(self.sharing.extract(task), self._head(task)).train(self.training)
 
     def summary(self) -> list[Part]:
         """How many parameters each part trains, and whether it is shared; for the report."""
@@ -207,7 +221,7 @@ class MultiTaskModel(nn.Module):
         parts = [Part(name, owner, count) for (name, owner), count in counts.items()]
         for task in self._tasks:
             trained = [p.numel() for p in self.heads[task_key(task)].parameters() if p.requires_grad]
-            parts.append(Part("head", task, sum(trained)))
+            parts.append(Part("head", "shared" if self._is_read(task) else task, sum(trained)))
         return parts
 
     def named_parameters(self, *args: Any, **options: Any) -> Iterator[tuple[str, nn.Parameter]]:
@@ -236,6 +250,29 @@ class MultiTaskModel(nn.Module):
     def _require_task(self, name: str) -> None:
         if name not in self._tasks:
             raise RecipeError(unknown("task", name, self._tasks))
+
+
+class _OneOutput(nn.Module):
+    """One task's output where it is made of several heads: these, and the sharing."""
+
+    def __init__(self, sharing: Sharing, heads: nn.ModuleDict, task: str):
+        super().__init__()
+        self.sharing, self.task = sharing, task
+        self.heads = nn.ModuleDict({key: heads[key] for key in map(task_key, (*sharing.reads(task), task))})
+
+    def forward(self, inputs: Any) -> Tensor:
+        """The task's raw output."""
+        return _outputs(self.sharing, self.heads, inputs, (self.task,))[self.task]
+
+
+def _outputs(
+    sharing: Sharing, heads: nn.ModuleDict, inputs: Any, names: Sequence[str], tap: Tap = identity
+) -> dict[str, Tensor]:
+    """Raw outputs of ``names``, by all heads that these are made of."""
+    needed = tuple(dict.fromkeys((*names, *(other for name in names for other in sharing.reads(name)))))
+    features = sharing(inputs, needed, tap)
+    raw = {name: run_head(heads[task_key(name)], features[name], inputs) for name in needed}
+    return sharing.outputs(raw, names)
 
 
 def _by_name(tasks: Sequence[Task]) -> dict[str, Task]:

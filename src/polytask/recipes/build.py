@@ -16,11 +16,13 @@ from polytask.data.preprocess import InputSpec, TablePreprocessor
 from polytask.data.schema import TableSchema
 from polytask.data.source import TensorSource
 from polytask.data.table import as_text, column_of, parse_numbers
+from polytask.data.tags import check_tag_lengths
 from polytask.data.targets import drop_unlabelled, encode_target, encode_weight, fit_target, target_columns
 from polytask.errors import DataError, RecipeError, suggestion, unknown
 from polytask.evaluation import CompositeIndex, Criterion, Decision
 from polytask.models import MultiTaskModel
 from polytask.recipes.frames import Loaded, Sheet, load_frames
+from polytask.recipes.pictures import read_pictures
 from polytask.recipes.schema import Recipe, named
 from polytask.sharing import Sharing
 from polytask.tasks.task import Task
@@ -78,12 +80,14 @@ def build(recipe: Recipe) -> Built:
     tasks = make_tasks(recipe)
     weights = _weight_columns(recipe, loaded)
     inputs, notes = choose_inputs(recipe, loaded, tasks, set(weights.values()))
+    inputs = {name: _as_encoder_reads(spec, recipe) for name, spec in inputs.items()}
     _parse_numbers(loaded, inputs)
+    notes = [*notes, *read_pictures(loaded, inputs, tasks)]
     trained = [group.training.rows("train") for group in loaded.groups]
     whole = trained[0] if len(trained) == 1 else pl.concat([frame.select(list(inputs)) for frame in trained])
     preprocessor = TablePreprocessor.fit(whole, inputs)
-    if [spec.kind for spec in inputs.values()] == ["image"]:
-        # An image encoder reads the image itself, not a dict with one entry.
+    if [spec.kind for spec in inputs.values()] in (["image"], ["text"]):
+        # An encoder of images or texts reads those themselves, not a dict with one entry.
         preprocessor = TablePreprocessor(replace(preprocessor.schema, single=True))
     columns = tuple(_column(whole, name, spec.kind) for name, spec in inputs.items())
     for group, frame in zip(loaded.groups, trained, strict=True):
@@ -204,6 +208,15 @@ def choose_inputs(
     return {name: InputSpec(kind, **defaults) for name, kind in found.items()}, describe_inference(guesses)
 
 
+def _as_encoder_reads(spec: InputSpec, recipe: Recipe) -> InputSpec:
+    """A text column that says no tokenizer gets that of the encoder, if it has one."""
+    name, options = named(recipe.model.encoder, "tabular", "model.encoder")
+    if spec.kind != "text" or spec.tokenizer is not None:
+        return spec
+    tokenizer_of = getattr(registry.get("encoders", name), "tokenizer_of", None)
+    return spec if tokenizer_of is None else replace(spec, tokenizer=tokenizer_of(options))
+
+
 def _defaults(recipe: Recipe) -> dict[str, Any]:
     options = dict(recipe.preprocessing)
     if "kind" in options:
@@ -216,6 +229,8 @@ def _column(frame: pl.DataFrame, name: str, kind: str) -> Column:
     series = frame.get_column(name)
     if kind == "image":
         return Column(name, kind, series.len(), series.null_count())
+    if isinstance(series.dtype, pl.List):
+        series = series.list.join(" ")
     text = as_text(series)
     return Column(name, kind, text.drop_nulls().n_unique(), text.null_count())
 
@@ -229,7 +244,8 @@ def _sources(
 ) -> Iterator[tuple[str, TensorSource, int]]:
     """The parts of a sheet, each with its source and the number of rows without any label."""
     try:
-        targets = {name: encode_target(sheet.frame, tasks[name]) for name in names}
+        targets = {name: encode_target(sheet.frame, tasks[name], sizes=sheet.sizes) for name in names}
+        check_tag_lengths(sheet.frame, preprocessor.schema, (tasks[name] for name in names))
         of_rows = {name: encode_weight(sheet.frame, weights[name]) for name in names if name in weights}
         whole = TensorSource(preprocessor.inputs(sheet.frame), targets, of_rows)
     except DataError as error:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from polytask import registry
+from polytask.data.columns import read_column_file
 from polytask.data.split import Rows, held_out_tenth, split_by, split_rows
 from polytask.data.table import column_of, read_table
 from polytask.errors import DataError, RecipeError, unknown
@@ -24,11 +26,18 @@ class Sheet:
         name: What errors call it.
         frame: Its rows.
         parts: Row numbers of ``train``, ``validation`` or ``test``; None stands for all rows.
+        sizes: Height and width of each row's image ``[rows, 2]``, if its images come from one column of files.
     """
 
     name: str
     frame: pl.DataFrame
     parts: dict[str, Rows | None]
+    sizes: Rows | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the relative paths in its cells start: the folder of the file."""
+        return Path(self.name).parent
 
     def rows(self, part: str) -> pl.DataFrame:
         """The rows of one part."""
@@ -101,10 +110,10 @@ def _read(settings: DataSettings, recipe: Recipe) -> tuple[list[Sheet], Mapping[
         tenth = settings.split == SplitSettings()
         return _hold_out(sheets, settings, recipe, tenth=tenth), dataset_facts(settings.dataset).get("inputs")
     if settings.table is not None:
-        frame = _file(settings, settings.table)
+        frame = read_file(settings, settings.table)
         return [Sheet(settings.table, frame, _divide(frame, settings, recipe))], None
     named = {"train": settings.train, "validation": settings.validation, "test": settings.test}
-    sheets = [Sheet(path, _file(settings, path), {part: None}) for part, path in named.items() if path is not None]
+    sheets = [Sheet(path, read_file(settings, path), {part: None}) for part, path in named.items() if path is not None]
     return _hold_out(sheets, settings, recipe), None
 
 
@@ -114,7 +123,10 @@ def dataset_facts(name: str) -> dict[str, Any]:
     return facts
 
 
-def _file(settings: DataSettings, path: str) -> pl.DataFrame:
+def read_file(settings: DataSettings, path: str | Path) -> pl.DataFrame:
+    """A table, read as a recipe says that its tables are written."""
+    if settings.format == "conll":
+        return read_column_file(path, settings.columns)
     return read_table(path, header=settings.header, separator=settings.separator, na=tuple(settings.na))
 
 

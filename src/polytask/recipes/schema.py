@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 
 from polytask.data.preprocess import InputSpec
 from polytask.data.table import NA
-from polytask.errors import RecipeError
+from polytask.errors import RecipeError, unknown
 from polytask.evaluation import DecisionSettings, IndexSettings
 from polytask.training.settings import TrainingSettings
+
+FORMATS = ("auto", "conll")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class DataSettings:
         test: File of the test rows.
         tables: One entry like this for each task, where tasks have different rows.
         root: Folder with the files of ``dataset``, if you have them; nothing is fetched then.
+        format: ``auto`` (by the file's ending) or ``conll``: a line for each word with its tags in ``columns``, an
+            empty line between texts.
+        columns: Names of the columns of a ``conll`` file.
         header: Whether a CSV starts with the column names; without, columns are ``column_1``, ``column_2``, ...
         separator: Between the fields of a CSV.
         na: What stands for a missing value in a CSV.
@@ -69,6 +74,8 @@ class DataSettings:
     test: str | None = None
     tables: Mapping[str, DataSettings] | None = None
     root: str | None = None
+    format: str = "auto"
+    columns: Sequence[str] = ()
     header: bool = True
     separator: str = ","
     na: Sequence[str] = NA
@@ -82,6 +89,10 @@ class DataSettings:
             raise RecipeError(f"data needs exactly one of table, dataset, train, tables; found {found}.")
         if (self.validation or self.test) and not self.train:
             raise RecipeError("data.validation and data.test go with data.train; found no data.train.")
+        if self.format not in FORMATS:
+            raise RecipeError(f"data.format: {unknown('format', self.format, FORMATS)}")
+        if (self.format == "conll") != bool(self.columns):
+            raise RecipeError("data.columns and data.format: conll go together: columns: [words, tags] names them.")
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,9 @@ class TaskRecord(_Strict):
     - ``calibration``: ``predicted`` mean probability, ``observed`` frequency and ``rows`` of each bin, ``error``.
     - ``errors``: ``edges`` ``[bins + 1]`` and ``counts`` ``[bins]`` of predicted minus true.
     - ``predicted_true``: ``true`` and ``predicted``, a sample of rows.
+    - ``pictures``: sample images, a mapping each: ``image`` (PNG in base 64) and its ``size`` ``[h, w]``; either
+      ``boxes`` with ``true`` and ``predicted`` lists of ``label``, ``box`` and ``score``, in pixels of an image of the
+      size ``within``, or ``masks`` with ``true`` and ``predicted`` PNG images to lay over it.
     - ``labels``: one mapping per label with ``label``, ``support`` and any metrics.
 
     Args:

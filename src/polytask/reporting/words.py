@@ -11,6 +11,7 @@ DASH = "–"
 _SPELLED = {
     "auroc": "AUROC", "auprc": "AUPRC", "auc": "AUC", "f1": "F1", "mae": "MAE", "rmse": "RMSE", "mse": "MSE",
     "r2": "R²", "nll": "NLL", "ece": "ECE", "map": "mAP", "mcc": "MCC", "lr": "learning rate",
+    "iou": "IoU", "miou": "mIoU", "ap": "AP",
 }  # fmt: skip
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from polytask.data.batch import first_tensor, map_tensors
+from polytask.data.batch import first_tensor, joined_rows, map_tensors
+from polytask.data.images import with_folder
 from polytask.data.preprocess import TablePreprocessor
 from polytask.data.schema import TableSchema
+from polytask.data.source import TensorSource
+from polytask.data.targets import target_columns
 from polytask.errors import DataError, unknown
 from polytask.evaluation import CompositeIndex, Decision
 from polytask.models import MultiTaskModel
@@ -65,29 +68,40 @@ class Predictor:
                 raise DataError(f"This model takes tensors or arrays, as in training; got {type(data).__name__}.")
             return tensors
         if isinstance(data, str | Path):
-            data = read_table(data)
+            data = self.located(read_table(data), Path(data).parent)
         elif isinstance(data, Mapping):
             import polars as pl
 
             data = pl.DataFrame(dict(data))
         return self.preprocessor.inputs(as_frame(data))
 
-    @torch.inference_mode()
+    def located(self, frame: pl.DataFrame, folder: Path) -> pl.DataFrame:
+        """A table whose relative paths of images, inputs and masks, are taken from a folder."""
+        inputs = () if self.preprocessor is None else self.preprocessor.schema.images
+        masks = [name for t in self.model.tasks.values() if t.target.form == "mask" for name in target_columns(t)]
+        return with_folder(frame, [*(image.name for image in inputs), *masks], folder)
+
     def raw(self, data: Any, tasks: Sequence[str] | None = None, batch_size: int = 8192) -> dict[str, Tensor]:
         """Raw outputs by task, ``[rows, ...]``, on the CPU."""
+        return self._run(data, tasks, batch_size, keep=lambda task, raw: raw)
+
+    @torch.inference_mode()
+    def _run(
+        self, data: Any, tasks: Sequence[str] | None, batch_size: int, keep: Callable[[str, Tensor], Tensor]
+    ) -> dict[str, Tensor]:
         for task in tasks or ():
             if task not in self.model.tasks:
                 raise DataError(unknown("task", task, self.model.tasks))
-        inputs = self.inputs(data)
-        tensor = first_tensor(inputs)
-        rows = 0 if tensor is None else len(tensor)
+        source = TensorSource(self.inputs(data), {})
         wanted = tuple(tasks or self.tasks)
         parts: dict[str, list[Tensor]] = {task: [] for task in wanted}
-        for start in range(0, rows, batch_size):
-            piece = map_tensors(inputs, lambda t, a=start: t[a : a + batch_size].to(self.device))  # type: ignore[misc]
+        order = list(source.readings(batch_size))
+        for rows in order:
+            piece = map_tensors(source.take(rows).inputs, lambda tensor: tensor.to(self.device))
             for task, output in self.model(piece, wanted).items():
-                parts[task].append(output.cpu())
-        return {task: torch.cat(outputs) for task, outputs in parts.items()}
+                parts[task].append(keep(task, output).cpu())
+        back = torch.cat(order).argsort()
+        return {task: joined_rows(outputs)[back] for task, outputs in parts.items()}
 
     def predict(self, data: Any, tasks: Sequence[str] | None = None, batch_size: int = 8192) -> pl.DataFrame:
         """Decoded predictions.
@@ -107,12 +121,13 @@ class Predictor:
         import polars as pl
 
         columns: dict[str, Any] = {}
-        raw = self.raw(data, tasks, batch_size)
-        for task, output in raw.items():
-            for suffix, values in self.model.tasks[task].decode(output).items():
+        known = self.model.tasks
+        kept = self._run(data, tasks, batch_size, keep=lambda task, raw: known[task].kept(raw))
+        for task, output in kept.items():
+            for suffix, values in known[task].decode(output).items():
                 columns[f"{task}_{suffix}" if suffix else task] = values
-        if self.decision is not None and set(self.decision.needs) <= set(raw):
-            columns[self.decision.settings.column] = pl.Series(list(self.decision(raw)), dtype=pl.String)
+        if self.decision is not None and set(self.decision.needs) <= set(kept):
+            columns[self.decision.settings.column] = pl.Series(list(self.decision(kept)), dtype=pl.String)
         return pl.DataFrame(columns)
 
 

@@ -1,11 +1,13 @@
 """Architectures: encoders and the way that tasks share them."""
 
 from polytask.sharing.adapters import Adapters
+from polytask.sharing.aitm import AITM
 from polytask.sharing.attention import TaskAttention
 from polytask.sharing.base import NeedsExample, Sharing, Tap, identity
 from polytask.sharing.cgc import CGC
 from polytask.sharing.cross_stitch import CrossStitch
 from polytask.sharing.dselect_k import DSelectK
+from polytask.sharing.esmm import ESMM
 from polytask.sharing.film import FiLM
 from polytask.sharing.hard import Hard
 from polytask.sharing.hierarchical import Hierarchical
@@ -20,7 +22,9 @@ from polytask.sharing.soft import Soft
 from polytask.sharing.task_routing import TaskRouting
 
 __all__ = [
+    "AITM",
     "CGC",
+    "ESMM",
     "LTB",
     "MTAN",
     "PLE",

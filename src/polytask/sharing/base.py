@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from polytask.errors import ShapeError
+
+if TYPE_CHECKING:
+    from polytask.tasks.task import Task
 
 Features = Mapping[str, Tensor]
 Tap = Callable[[dict[str, Tensor]], Mapping[str, Features]]
@@ -47,6 +50,9 @@ class Sharing(nn.Module, ABC):
     supports_features: ClassVar[bool] = False
     """Whether one common feature tensor exists, so that balancing can happen at the features."""
 
+    def check_tasks(self, tasks: Mapping[str, Task]) -> None:
+        """Raise a RecipeError if these are no tasks for it; called when a model is made of both."""
+
     @abstractmethod
     def setup(self, tasks: Sequence[str], example: Any | None) -> dict[str, tuple[int, ...]]:
         """Build what depends on the tasks; return each task's feature shape without the rows.
@@ -62,6 +68,14 @@ class Sharing(nn.Module, ABC):
     @abstractmethod
     def forward(self, inputs: Any, tasks: Sequence[str], tap: Tap = identity) -> dict[str, Tensor]:
         """One feature tensor per task in ``tasks``; ``tap`` is called exactly once."""
+
+    def reads(self, task: str) -> tuple[str, ...]:
+        """Other tasks whose heads the output of ``task`` is made of, too; their heads then belong to no task alone."""
+        return ()
+
+    def outputs(self, raw: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:
+        """The outputs of ``tasks`` from those of their heads and of the heads that they read."""
+        return {task: raw[task] for task in tasks}
 
     def task_parameters(self, task: str) -> Iterable[nn.Parameter]:
         """Parameters that belong to one task alone."""

@@ -65,7 +65,7 @@ class Conditioned(Sharing):
         """Build the changes and watch the trunk; return each task's feature shape."""
         shape = feature_shape(self.encoder, example)
         paths = self.places()
-        outputs = {} if example is None else _outputs(self.encoder, paths, example)
+        outputs = {} if example is None else stage_outputs(self.encoder, paths, example)
         self.changes = nn.ModuleList(self.make_change(path, tasks, outputs.get(path)) for path in paths)
         for path, change in zip(paths, self.changes, strict=True):
             self.encoder.get_submodule(path).register_forward_hook(cast(Change, change).hook)
@@ -131,11 +131,15 @@ def channels_of(path: str, output: Tensor | None, module: nn.Module) -> tuple[in
     )
 
 
-def _outputs(encoder: nn.Module, paths: Sequence[str], example: Any) -> dict[str, Tensor]:
-    """What the modules return for an example; each has to be called once, and return a tensor."""
-    seen: dict[str, list[Any]] = {path: [] for path in paths}
+def stage_outputs(encoder: nn.Module, paths: Sequence[str], example: Any) -> dict[str, Tensor]:
+    """What the modules at ``paths`` return for an example, in the order in which they are called.
+
+    Raises:
+        ShapeError: if a module is not called once, or does not return one tensor.
+    """
+    calls: list[tuple[str, Any]] = []
     handles = [
-        encoder.get_submodule(path).register_forward_hook(lambda m, i, out, p=path: seen[p].append(out))
+        encoder.get_submodule(path).register_forward_hook(lambda m, i, out, p=path: calls.append((p, out)))
         for path in paths
     ]
     try:
@@ -143,11 +147,12 @@ def _outputs(encoder: nn.Module, paths: Sequence[str], example: Any) -> dict[str
     finally:
         for handle in handles:
             handle.remove()
-    for path, outs in seen.items():
+    for path in paths:
+        outs = [out for called, out in calls if called == path]
         if len(outs) != 1 or not isinstance(outs[0], Tensor):
             what = f"is called {len(outs)} times" if len(outs) != 1 else f"returns {type(outs[0]).__name__}"
             raise ShapeError(
                 f"Stage '{path}' {what} in a forward of {type(encoder).__name__}; a stage is called once and "
                 "returns one tensor. Name another module."
             )
-    return {path: outs[0] for path, outs in seen.items()}
+    return dict(calls)

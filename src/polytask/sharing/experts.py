@@ -165,6 +165,9 @@ def _linear(z: Tensor, weight: Tensor, bias: Tensor | None, apart: bool) -> Tens
         # All experts read the same rows: one product as wide as all of them.
         wide = functional.linear(z, weight.flatten(0, 1), None if bias is None else bias.flatten())
         return wide.view(*wide.shape[:-1], count, out).movedim(-2, 1)
+    if count == 1:
+        # A single expert is a plain layer; a batched product would lay its gradient out across the weights.
+        return functional.linear(z, weight[0], None if bias is None else bias[0])
     rows = z.transpose(0, 1).flatten(1, -2)
     turned = weight.transpose(1, 2)
     found = torch.bmm(rows, turned) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, turned)

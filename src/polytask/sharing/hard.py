@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from polytask import registry
 from polytask.sharing.base import Sharing, Tap, feature_shape, identity
-from polytask.sharing.layers import dense_stages, per_task, task_key, vector_from
+from polytask.sharing.layers import dense_stages, per_task, private_from, task_key
 
 
 class Hard(Sharing):
     r"""One trunk for all tasks, optionally with private layers.
 
     Task k gets :math:`z = f(x)` itself (full sharing), or :math:`h_k(z)` with private layers
-    :math:`h_k` (partial sharing). Feature maps are averaged over their positions before private layers.
+    :math:`h_k` (partial sharing). Feature maps are averaged over their positions before private layers; texts keep
+    theirs.
 
     Args:
         encoder: Maps inputs to features ``[rows, d]`` or feature maps ``[rows, c, h, w]``.
@@ -54,7 +55,7 @@ class Hard(Sharing):
         super().__init__()
         self.encoder = encoder
         self.widths = tuple(private)
-        self._options = {"act": activation, "norm": norm, "dropout": dropout}
+        self._options: dict[str, Any] = {"act": activation, "norm": norm, "dropout": dropout}
         # A wrong option is found here and not with the first batch.
         dense_stages(1, self.widths or (1,), act=activation, norm=norm, dropout=dropout)
         self.private = nn.ModuleDict()
@@ -67,10 +68,10 @@ class Hard(Sharing):
         shape = feature_shape(self.encoder, example)
         if not self.widths:
             return dict.fromkeys(tasks, shape)
-        pooled, width = vector_from(shape)
-        layers = {task: [*pooled, *dense_stages(width, self.widths, **self._options)] for task in tasks}  # type: ignore[arg-type]
+        pooled, width, positions = private_from(shape, self._options["norm"])
+        layers = {task: [*pooled, *dense_stages(width, self.widths, **self._options)] for task in tasks}
         self.private = per_task({task: nn.Sequential(*parts) for task, parts in layers.items()})
-        return dict.fromkeys(tasks, (self.widths[-1],))
+        return dict.fromkeys(tasks, (*positions, self.widths[-1]))
 
     def forward(self, inputs: Any, tasks: Sequence[str], tap: Tap = identity) -> dict[str, Tensor]:
         """Features of each task in ``tasks``."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from polytask import registry
 from polytask.errors import RecipeError, unknown
 from polytask.sharing.base import Features, Sharing, Tap, feature_shape, identity
-from polytask.sharing.layers import dense_stages, per_task, task_key, vector_from
+from polytask.sharing.layers import dense_stages, per_task, private_from, task_key
 
 
 class Hierarchical(Sharing):
@@ -93,7 +93,7 @@ class Hierarchical(Sharing):
         for name in self._order:
             if name not in tasks:
                 raise RecipeError(f"feeds: {unknown('task', name, tasks)}")
-        pooled, width = vector_from(feature_shape(self.encoder, example))
+        pooled, width, positions = private_from(feature_shape(self.encoder, example), self._options["norm"])
         self.pool = nn.Sequential(*pooled)
         made = {}
         for task in tasks:
@@ -101,7 +101,7 @@ class Hierarchical(Sharing):
             made[task] = nn.Sequential(*dense_stages(reads, self.widths, **self._options))
         self.layers = per_task(made)
         self._order = (*self._order, *(task for task in tasks if task not in self._order))
-        return dict.fromkeys(tasks, (self.widths[-1],))
+        return dict.fromkeys(tasks, (*positions, self.widths[-1]))
 
     def forward(self, inputs: Any, tasks: Sequence[str], tap: Tap = identity) -> dict[str, Tensor]:
         """Features of each task in ``tasks``."""
@@ -118,7 +118,7 @@ class Hierarchical(Sharing):
         for name in self._order:
             if name in needed and name not in made:
                 below = [made[other].detach() if self.detach else made[other] for other in self.feeds.get(name, ())]
-                made[name] = self.layers[task_key(name)](torch.cat([z, *below], 1) if below else z)
+                made[name] = self.layers[task_key(name)](torch.cat([z, *below], -1) if below else z)
         return made[task]
 
     def _below(self, task: str) -> set[str]:

@@ -63,6 +63,16 @@ def dense_stages(
     return blocks
 
 
+def channel_norm(channels: int) -> nn.GroupNorm:
+    """A group norm of feature maps with as many groups as fit, at most 32.
+
+    Example:
+        >>> channel_norm(48).num_groups
+        24
+    """
+    return nn.GroupNorm(max(count for count in range(1, 33) if channels % count == 0), channels)
+
+
 def check_dropout(dropout: float) -> None:
     """Raise a RecipeError for a dropout probability outside of [0, 1)."""
     if not 0 <= dropout < 1:
@@ -77,17 +87,58 @@ class GlobalPool(nn.Module):
         return features.flatten(2).mean(2)
 
 
+ANY = -1
+"""In a feature shape: as many as the batch has. A text has features ``(ANY, d)``: of the whole, then of its words."""
+
+
+class FirstPosition(nn.Module):
+    """The features of a text as a whole: ``[rows, 1 + words, d]`` to ``[rows, d]``."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features ``[rows, 1 + words, d]`` to ``[rows, d]``."""
+        return features[:, 0]
+
+
+def private_from(shape: tuple[int, ...], norm: str | None) -> tuple[list[nn.Module], int, tuple[int, ...]]:
+    """What dense layers for one task need of features of ``shape``.
+
+    Args:
+        shape: The shape without the rows.
+        norm: Of the layers.
+
+    Returns:
+        What makes vectors of the features, their width, and what comes before the width in the shape of what the
+        layers return: a text keeps its positions, a feature map does not.
+
+    Raises:
+        ShapeError: for features that are neither vectors, texts nor feature maps.
+        RecipeError: for batch norm on the positions of texts, which are not all there in every row.
+
+    Example:
+        >>> private_from((ANY, 8), None)
+        ([], 8, (-1,))
+    """
+    if len(shape) == 2 and shape[0] == ANY:
+        if norm == "batch":
+            raise RecipeError("norm: batch does not go with the positions of texts. Use norm: layer, or none.")
+        return [], shape[1], (ANY,)
+    return (*vector_from(shape), ())
+
+
 def vector_from(shape: tuple[int, ...]) -> tuple[list[nn.Module], int]:
     """What turns features of ``shape`` into one vector a row, and that vector's width.
 
     Args:
-        shape: The shape without the rows: ``(d,)``, or ``(c, h, w)`` and ``(c, d, h, w)`` of feature maps.
+        shape: The shape without the rows: ``(d,)``, ``(c, h, w)`` and ``(c, d, h, w)`` of feature maps, or
+            ``(ANY, d)`` of texts.
 
     Raises:
-        ShapeError: for features that are neither vectors nor feature maps.
+        ShapeError: for features that are neither vectors, texts nor feature maps.
     """
     if len(shape) == 1:
         return [], shape[0]
+    if len(shape) == 2 and shape[0] == ANY:
+        return [FirstPosition()], shape[1]
     if len(shape) in (3, 4):
         return [GlobalPool()], shape[0]
     raise ShapeError(

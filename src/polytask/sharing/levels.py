@@ -101,7 +101,7 @@ class Level(nn.Module):
     def _note(self, task: str, weights: Tensor) -> None:
         # A compiled or exported graph for inference must not write to the model.
         if self.training or not torch.compiler.is_compiling():
-            self.seen[task] = weights.detach().float().mean(0)
+            self.seen[task] = weights.detach()
 
 
 def mixed(weights: Tensor, outs: Tensor) -> Tensor:
@@ -112,8 +112,7 @@ def mixed(weights: Tensor, outs: Tensor) -> Tensor:
         tensor([[3.]])
     """
     # A few weights a row: a reduction is several times as fast here as a batched product of tiny matrices.
-    mixture: Tensor = torch.linalg.vecdot(weights.unsqueeze(-1).to(outs), outs.flatten(2), dim=1)
-    return mixture.view(len(outs), *outs.shape[2:])
+    return (weights.unsqueeze(-1).to(outs) * outs.flatten(2)).sum(1).view(len(outs), *outs.shape[2:])
 
 
 def gate_vector(state: Tensor, how: str) -> Tensor:

@@ -124,7 +124,8 @@ class Mixture(Sharing):
         """The mean weights of the last forward: ``[tasks, experts]`` a level, shared experts first; NaN if unseen."""
         found = {}
         for number, level in enumerate(self.levels, start=1):
-            seen = cast(Level, level).seen
+            # Averaged here and not in the forward, where it would cost two more passes over the gates.
+            seen = {task: weights.float().mean(0) for task, weights in cast(Level, level).seen.items()}
             if seen:
                 unseen = torch.full_like(next(iter(seen.values())), float("nan"))
                 name = "gates" if len(self.levels) == 1 else f"gates of level {number}"

@@ -77,7 +77,7 @@ def multiclass(
         **checks.shared_options(name, hidden, dropout, metrics),
         "class_shares": None if shares is None else list(shares),
     }
-    balanced = _balanced(shares) if class_weights == "balanced" and shares else None
+    balanced = checks.balanced_weights(shares) if class_weights == "balanced" and shares else None
     chosen, primary = checks.pick_metrics(name, MULTICLASS, MULTICLASS_DEFAULT, metrics)
     return Task(
         name=name,
@@ -102,12 +102,6 @@ def _columns(name: str, soft_labels: bool | Sequence[str]) -> tuple[str, ...]:
     if len(soft_labels) < 2:
         raise checks.bad_option(name, "soft_labels", soft_labels, wanted)
     return tuple(str(column) for column in soft_labels)
-
-
-def _balanced(shares: tuple[float, ...]) -> tuple[float, ...]:
-    present = sum(share > 0 for share in shares)
-    # A class that training never shows has no loss to weigh.
-    return tuple(1 / (present * share) if share > 0 else 1.0 for share in shares)
 
 
 def _fill(name: str, options: Mapping[str, Any], targets: Tensor, weights: Tensor | None) -> Mapping[str, Any]:

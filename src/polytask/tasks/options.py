@@ -169,6 +169,13 @@ def fixed_weights(name: str, option: str, given: Weights, names: Sequence[str] |
     return tuple(float(value) for value in values)
 
 
+def balanced_weights(shares: Sequence[float]) -> tuple[float, ...]:
+    """Weights that give each class with the given share of the training data the same whole weight."""
+    present = sum(share > 0 for share in shares)
+    # A class that training never shows has no loss to weigh.
+    return tuple(1 / (present * share) if share > 0 else 1.0 for share in shares)
+
+
 def plain_weights(given: Weights) -> Any:
     """Weights as plain data."""
     if given is None or isinstance(given, str):
@@ -233,13 +240,13 @@ def class_count(
     Args:
         name: The task's name.
         classes: As declared.
-        targets: Class numbers ``[rows]``, or one column a class.
+        targets: Class numbers ``[rows]`` or ``[rows, H, W]``, or one column a class.
         least: Fewest classes.
 
     Raises:
         DataError: if there are too few classes, or columns do not match the declared ones.
     """
-    seen = targets.shape[1] if targets.dim() == 2 else int(targets.max()) + 1
+    seen = targets.shape[1] if targets.dim() == 2 else int(targets.max()) + 1 if len(targets) else 0
     if classes is None:
         if seen < least:
             raise DataError(f"Task '{name}' shows {seen} class in the training data and needs {least} or more.")
@@ -262,3 +269,28 @@ def check_shares(
     for value in given:
         check_number(name, option, value, "shares from 0 to 1", lambda v: 0 <= v <= 1)
     return tuple(float(value) for value in given)
+
+
+def check_size(name: str, option: str, given: Sequence[int] | None) -> tuple[int, int] | None:
+    """Height and width, both at least 1, or None."""
+    if given is None:
+        return None
+    wanted = "None or a list of height and width in pixels"
+    sides = check_list(name, option, given, wanted)
+    if len(sides) != 2:
+        raise bad_option(name, option, given, wanted)
+    for side in sides:
+        check_count(name, option, side, 1)
+    return sides[0], sides[1]
+
+
+def fitted_size(name: str, declared: Sequence[int] | None, targets: Tensor) -> dict[str, Any]:
+    """The option ``size`` as targets ``[rows, H, W]`` show it.
+
+    Raises:
+        DataError: if another size was declared.
+    """
+    found = list(targets.shape[1:])
+    if declared is not None and list(declared) != found:
+        raise DataError(f"Task '{name}' has the size {list(declared)} but its targets are of {found}. Leave it out.")
+    return {"size": found}

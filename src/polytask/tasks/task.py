@@ -30,6 +30,8 @@ class HeadSpec:
         dropout: Dropout probability between the private layers.
         shift: Added to the raw output after scaling: a target's training mean. A buffer of the head.
         scale: What the raw output is multiplied by: a target's training standard deviation.
+        form: What kind of head: ``"vector"`` gives one output a row; other kinds are in ``models/heads``.
+        size: Of heads that give maps: height and width of the output; None leaves that of the features.
     """
 
     outputs: int | None = None
@@ -37,6 +39,8 @@ class HeadSpec:
     dropout: float = 0.0
     shift: tuple[float, ...] | float = 0.0
     scale: tuple[float, ...] | float = 1.0
+    form: str = "vector"
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,17 +50,24 @@ class TargetSpec:
     Args:
         form: ``"class"`` (int64 ``[rows]``, missing -1), ``"binary"`` (float32 ``[rows]``, 0/1 or a
             probability, missing NaN), ``"labels"`` (float32 ``[rows, k]``, missing NaN), ``"number"``
-            (float32 ``[rows]`` or ``[rows, d]``, missing NaN), ``"count"`` (float32 ``[rows]``), or
-            ``"distribution"`` (float32 ``[rows, k]``, soft labels, a missing row is all NaN).
+            (float32 ``[rows]`` or ``[rows, d]``, missing NaN), ``"count"`` (float32 ``[rows]``),
+            ``"distribution"`` (float32 ``[rows, k]``, soft labels, a missing row is all NaN), or ``"tags"`` (int64
+            ``[rows, words]``, missing -1). Of pixels: ``"mask"``
+            (integers ``[rows, H, W]``, missing -1) or ``"map"`` (float32 ``[rows, H, W]``, missing NaN). ``"boxes"``
+            (float32 ``[rows, n, 5]``: class, x1, y1, x2, y2; padded by class -1, a missing row is all NaN).
         classes: Names of the classes or labels in order; None until seen in training data.
         positive: For binary: the raw value that means 1, or None for 1/true.
         columns: Table columns that hold the target, if they are not the one with the task's name.
+        scheme: Of tags: what they have to keep to, see ``tasks/spans.py``.
+        repair: Of tags: whether those that break the scheme are written anew.
     """
 
     form: str
     classes: tuple[str, ...] | None = None
     positive: str | None = None
     columns: tuple[str, ...] = ()
+    scheme: str = "none"
+    repair: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,11 @@ class Task:
         primary: The metric that stands for the task in multi-task criteria.
         options: Plain data: ``registry.build("tasks", kind, options, name=name)`` makes this task again.
         refit: ``(targets, weights) -> options``: the options that the training data fix, filled in.
+        units: Of tasks with several labels a row (a tag for each word, boxes of an image): maps labelled targets
+            ``[rows, ...]`` to what each row counts, ``[rows]``, and ``loss`` is then the sum over a row's units. The
+            mean is over all units of a step. None counts every row once.
+        keep: Raw outputs of a batch -> what evaluation and prediction keep of them, still on the device: all that
+            ``score`` and ``decode`` read. Rows of different lengths are padded with NaN. None keeps all.
     """
 
     name: str
@@ -108,6 +124,12 @@ class Task:
     primary: str
     options: Mapping[str, Any]
     refit: Callable[[Tensor, Tensor | None], Mapping[str, Any]]
+    units: Callable[[Tensor], Tensor] | None = None
+    keep: Callable[[Tensor], Tensor] | None = None
+
+    def kept(self, raw: Tensor) -> Tensor:
+        """What is kept of a batch's raw outputs: all that ``score`` and ``decode`` read."""
+        return raw if self.keep is None else self.keep(raw)
 
     @property
     def is_known(self) -> bool:

@@ -98,7 +98,10 @@ def update(balancer: Balancer, jacobian: Tensor, losses: Tensor, tasks: Sequence
             _require(direction.shape == jacobian.shape[1:], f"a direction of shape {tuple(direction.shape)}", balancer)
             return direction.detach()
         if isinstance(balancer, GramianWeighting):
-            weights = balancer.weigh(_gramian(jacobian), losses, tasks)
+            scales = balancer.loss_scales(tasks)
+            jacobian = jacobian if scales is None else scales.to(jacobian)[:, None] * jacobian
+            further = {"cross": _gramian(jacobian)} if balancer.halves else {}
+            weights = balancer.weigh(_gramian(jacobian), losses, tasks, **further)
         else:
             _require(isinstance(balancer, LossWeighting), "a class of none of the three kinds", balancer)
             weights = balancer.weigh(losses, tasks)  # type: ignore[operator]
@@ -310,7 +313,8 @@ def _gramian(jacobian: Tensor) -> Tensor:
 def _step_parameters(balancer: Balancer, jacobian: Tensor, losses: Tensor, tasks: Sequence[str], lr: float) -> None:
     owned = [parameter for parameter in balancer.parameters() if parameter.requires_grad]
     objective: Any = getattr(balancer, "objective", None)
-    if not owned or objective is None:
+    # A weighting with halves trains them in ``look_ahead``, which needs a model.
+    if not owned or objective is None or (isinstance(balancer, LossWeighting) and balancer.halves):
         return
     given = (_gramian(jacobian), losses) if isinstance(balancer, GramianWeighting) else (losses,)
     total = objective(*given, tasks)

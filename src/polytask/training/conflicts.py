@@ -14,7 +14,7 @@ from polytask.balancing.types import Engine, MicroBatch, StepReport
 
 LOOK_EVERY = 10
 """Steps between looks at a Gramian that is there anyway: on the host by then, it costs microseconds."""
-FIRST_PROBES = (1, 10, 30)
+FIRST_PROBES = (1, 30)
 """A short run is probed as well. A probe costs about half a step (0.3 to 0.8 measured; 1.3 for 40 tasks on an MLP)."""
 MOST_PAIRS = 15
 """With more pairs than this (six tasks), the history keeps the mean and the least cosine instead of each."""

@@ -24,14 +24,17 @@ from polytask.files import remove_unfinished
 from polytask.models import MultiTaskModel
 from polytask.tasks.task import Task, labelled
 from polytask.training.callbacks import Callback
+from polytask.training.finetune import Unfreezing, freezing, rate_factors
 from polytask.training.history import HistoryFile, TimingsFile
 from polytask.training.inspection import SharingLog
-from polytask.training.loop import Loop
+from polytask.training.loop import Loop, total_steps
 from polytask.training.optim import build_optimizer, build_schedule
+from polytask.training.partial import PartialUpdates
 from polytask.training.runtime import Runtime
 from polytask.training.selection import BestModel
 from polytask.training.settings import TrainingSettings
 from polytask.training.state import random_state, set_random_state
+from polytask.training.strategies import Strategy
 
 
 @dataclass
@@ -97,14 +100,16 @@ def train(
         prepare_model(model, sources)
         model.to(runtime.device)
         runtime.same_start(model)
-        loop, engine_line = _assemble(model, sources, validation, balancer, settings, runtime, callbacks, path, index)
-        if resume:
-            assert path is not None
-            if runtime.is_main:
-                remove_unfinished(path)
-            loop.restore(path)
-        loop.run()
-        scores = loop.validate() if validation else None
+        with freezing(model, settings.freeze) as frozen:
+            hooks = _callbacks(model, validation, settings, path, runtime, index) + list(callbacks)
+            loop, lines = _assemble(model, sources, validation, balancer, settings, runtime, hooks, path, frozen, index)
+            if resume:
+                assert path is not None
+                if runtime.is_main:
+                    remove_unfinished(path)
+                loop.restore(path)
+            loop.run()
+            scores = loop.validate() if validation else None
     timings = next(callback for callback in loop.callbacks if isinstance(callback, TimingsFile))
     best = next((callback.best_epoch for callback in loop.callbacks if isinstance(callback, BestModel)), None)
     shown = next(callback for callback in loop.callbacks if isinstance(callback, SharingLog))
@@ -117,7 +122,7 @@ def train(
         timings.rows,
         scores,
         path,
-        [engine_line, *loop.conflicts.sentences(), *caught],
+        [*lines, *loop.conflicts.sentences(), *caught],
         best,
         loop.stop_reason,
         runtime.is_main,
@@ -134,16 +139,21 @@ def _assemble(
     runtime: Runtime,
     callbacks: Sequence[Callback],
     path: Path | None,
+    frozen: frozenset[int],
     index: CompositeIndex | None,
-) -> tuple[Loop, str]:
-    engine = build_engine(model, balancer, settings.seed, runtime)
-    optimizer = build_optimizer(settings.optimizer_settings, model.parameters(), settings.lr, settings.weight_decay)
+) -> tuple[Loop, list[str]]:
     mixer = build_mixer(sources, settings, runtime)
-    steps = settings.steps or settings.epochs * mixer.steps_per_epoch
-    schedule = build_schedule(settings, optimizer, steps)
-    hooks = _callbacks(model, validation, settings, path, runtime, index) + list(callbacks)
-    loop = Loop(model, mixer, validation, engine, optimizer, schedule, runtime, settings, hooks, path, index)
-    return loop, f"{engine.describe()} {loop.conflicts.describe()}"
+    partial = _partial(model, mixer, settings, frozen)
+    engine = build_engine(model, balancer, settings.seed, runtime)
+    factors = rate_factors(model, settings.rates)
+    parameters = model.parameters()
+    optimizer = build_optimizer(settings.optimizer_settings, parameters, settings.lr, settings.weight_decay, factors)
+    schedule = build_schedule(settings, optimizer, total_steps(settings, partial.steps_per_epoch))
+    loop = Loop(
+        model, mixer, validation, engine, optimizer, schedule, runtime, settings, partial, callbacks, path, index
+    )
+    strategy = partial.strategy.describe()
+    return loop, [f"{engine.describe()} {loop.conflicts.describe()}", *([strategy] if strategy else [])]
 
 
 def build_engine(model: MultiTaskModel, balancer: Any, seed: int, runtime: Runtime) -> Engine:
@@ -163,6 +173,24 @@ def build_engine(model: MultiTaskModel, balancer: Any, seed: int, runtime: Runti
         why_not=f"the sharing '{type(model.sharing).__name__}' has no common features",
         **options,
     )
+
+
+def build_strategy(settings: TrainingSettings, tasks: Sequence[str]) -> Strategy:
+    """The strategy of the settings, for tasks by name.
+
+    Raises:
+        RecipeError: for an unknown name or option.
+    """
+    name, options = settings.strategy_options
+    strategy: Strategy = registry.build("strategies", name, options, tasks=list(tasks))
+    return strategy
+
+
+def _partial(model: MultiTaskModel, mixer: Mixer, settings: TrainingSettings, frozen: frozenset[int]) -> PartialUpdates:
+    strategy = build_strategy(settings, list(model.tasks))
+    steps_per_epoch = mixer.steps_per_epoch * strategy.steps_per_batch
+    strategy.check(mixer, -(-total_steps(settings, steps_per_epoch) // steps_per_epoch))
+    return PartialUpdates(model, strategy, steps_per_epoch, Unfreezing(model, settings.unfreeze_every, frozen))
 
 
 def _callbacks(

@@ -31,6 +31,7 @@ AXES = {
     "beta": ("task", "layer"),
     "attention": ("task", "token"),
     "mask": ("task", "channel"),
+    "transfer": ("task", "from"),
     "scales": ("task", "channel"),
     "routes": ("task", "channel"),
     "stage": ("node", "node"),
@@ -210,6 +211,8 @@ def _labels(axis: str, count: int, tasks: Sequence[str]) -> list[str]:
         return list(tasks)
     if axis == "subspace" and tasks and count % len(tasks) == 0:
         return [f"{task} · {number + 1}" for task in tasks for number in range(count // len(tasks))]
+    if axis == "from" and count == 2:
+        return ["the step before", "its own tower"]
     return [str(number + 1) for number in range(count)]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +19,17 @@ from polytask.data.source import Source
 from polytask.errors import TrainingError
 from polytask.evaluation import CompositeIndex, Scores, evaluate
 from polytask.models import MultiTaskModel
+from polytask.training.augment import Augment
 from polytask.training.callbacks import Callback
 from polytask.training.conflicts import ConflictLog
+from polytask.training.partial import Anchor, PartialUpdates
 from polytask.training.recorder import Recorder
+from polytask.training.rounds import Rounds
 from polytask.training.runtime import Runtime
 from polytask.training.settings import TrainingSettings
 from polytask.training.state import CHECKPOINT, load_state, random_state, save_state, set_random_state
 from polytask.training.step import StepBuilder
+from polytask.training.watch import GradientWatch
 
 # How often several processes ask each other whether somebody wants to stop.
 ASK_EVERY = 20
@@ -47,6 +50,7 @@ class Loop:
         schedule: Steps the learning rate.
         runtime: Device, precision, processes.
         settings: How to train.
+        partial: What each step touches and leaves alone.
         callbacks: Hooks, called in this order.
         path: Folder of the run, or None to leave nothing on disk.
         index: One number over the tasks that scores and history show, or None.
@@ -62,6 +66,7 @@ class Loop:
         schedule: LRScheduler,
         runtime: Runtime,
         settings: TrainingSettings,
+        partial: PartialUpdates,
         callbacks: Sequence[Callback] = (),
         path: Path | None = None,
         index: CompositeIndex | None = None,
@@ -69,19 +74,30 @@ class Loop:
         self.model, self.mixer, self.validation, self.engine = model, mixer, tuple(validation), engine
         self.optimizer, self.schedule, self.runtime, self.settings = optimizer, schedule, runtime, settings
         self.callbacks, self.path, self.index = tuple(callbacks), path, index
-        self.steps_per_epoch = mixer.steps_per_epoch
-        self.total_steps = total_steps(settings, mixer)
-        mixer.total_steps = self.total_steps
+        self.partial, self.anchor = partial, Anchor(partial)
+        self.rounds, self.steps_per_epoch = Rounds(mixer, partial.strategy.steps_per_batch), partial.steps_per_epoch
+        self.total_steps = total_steps(settings, self.steps_per_epoch)
+        mixer.total_steps = -(-self.total_steps // self.rounds.length)
         self.builder = StepBuilder(
-            model, runtime, settings.accumulate, settings.penalties, settings.input_noise, settings.seed
+            model,
+            runtime,
+            settings.accumulate,
+            settings.penalties,
+            settings.input_noise,
+            settings.seed,
+            engine.balancer.halves,
+            self.anchor,
         )
+        if settings.augment.changes:
+            # It draws from the builder's generator, whose state a checkpoint has.
+            self.builder.augment = Augment(settings.augment, model.tasks, self.builder.generator)
         self.conflicts = ConflictLog(engine, settings.monitor_every, settings.log_every, settings.monitor_layers)
         self.recorder = Recorder(settings.log_every, self.conflicts.note_weights)
         self.step = 0
         self.stop_reason: str | None = None
         self.history: list[dict[str, Any]] = []
         self._interrupted = False
-        self._without_gradient: dict[str, nn.Parameter] = {}
+        self._watch = GradientWatch(model.named_parameters())
 
     @property
     def epoch(self) -> int:
@@ -101,7 +117,6 @@ class Loop:
             TrainingError: if a loss is no longer finite.
         """
         self.call(lambda callback: callback.on_start(self))
-        self._watch_gradients()
         # Here and after every epoch, not in every step: walking over all modules takes a percent of a small step.
         self.model.train()
         with self._interrupts():
@@ -118,20 +133,27 @@ class Loop:
         self.call(lambda callback: callback.on_end(self))
 
     def _train_step(self) -> None:
-        micro = self.builder.build(self.mixer.draw(self.step))
-        rate = self.schedule.get_last_lr()[0]
+        parts = self.rounds.draw(self.step)
+        rate = max(self.schedule.get_last_lr())
         self.optimizer.zero_grad(set_to_none=True)
-        if micro:
-            conflict = self.conflicts.probe(self.step + 1, micro)
-            report = self.engine.backward(micro)
-            self.runtime.sum_gradients(self.model.parameters())
-            self._note_gradients()
-            if self.settings.clip is not None:
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-            self.optimizer.step()
-            self.engine.after_step(micro)
-            conflict |= self.conflicts.look(self.step + 1, report)
-            self.recorder.add(report, epoch=self.epoch + 1, step=self.step + 1, lr=rate, **conflict)
+        self.anchor.look(self.step)
+        turn, hold = self.partial.step(self.step)
+        micro = self.builder.build(parts, turn.tasks) if hold.leaves_any else []
+        # Before anything is held, because figures of shared gradients are due in any step.
+        conflict = self.conflicts.probe(self.step + 1, micro) if micro else {}
+        with hold:
+            if micro:
+                report = self.engine.backward(micro)
+                self.runtime.sum_gradients(self.model.parameters())
+                self._watch.note()
+                if self.settings.clip is not None:
+                    nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+                self.optimizer.step()
+                self.engine.after_step(micro)
+                conflict |= self.conflicts.look(self.step + 1, report)
+                self.recorder.add(report, epoch=self.epoch + 1, step=self.step + 1, lr=rate, **conflict)
+            else:
+                self.optimizer.step()  # without any gradient nothing moves; the schedule wants to have seen it
         self.schedule.step()
         self.step += 1
         if self.recorder.is_due:
@@ -160,7 +182,8 @@ class Loop:
         self.history.append(row)
         self.call(lambda callback: callback.on_epoch_end(self, row))
         self.recorder.start_epoch()
-        self._warn_without_gradient()
+        if self.step >= self.steps_per_epoch:
+            self._watch.end_epoch()
         self.model.train()
 
     def validate(self) -> Scores:
@@ -179,24 +202,6 @@ class Loop:
             scores.index = self.index(scores)
         return scores
 
-    def _watch_gradients(self) -> None:
-        self._without_gradient = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
-    def _note_gradients(self) -> None:
-        if self._without_gradient:
-            self._without_gradient = {n: p for n, p in self._without_gradient.items() if p.grad is None}
-
-    def _warn_without_gradient(self) -> None:
-        if self._without_gradient and self.step >= self.steps_per_epoch:
-            names = list(self._without_gradient)
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            warnings.warn(
-                f"No gradient reached {', '.join(names[:5])}{more} in a whole epoch: no task's loss depends on "
-                "them, or their tasks had no label. Freeze them, or look for a detached or unused part.",
-                stacklevel=2,
-            )
-            self._without_gradient = {}
-
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resume needs."""
         self.runtime.average_buffers(self.model)
@@ -207,7 +212,8 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "schedule": {"last_epoch": self.step},
             "engine": self.engine.state_dict(),
-            "mixer": self.mixer.state_dict(),
+            "mixer": self.rounds.state_dict(self.step),
+            "anchor": self.anchor.state_dict(),
             "recorder": self.recorder.state_dict(),
             "conflicts": self.conflicts.state_dict(),
             "history": self.history,
@@ -253,7 +259,8 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self._restore_schedule(state["schedule"])
         self.engine.load_state_dict(state["engine"])
-        self.mixer.load_state_dict(state["mixer"])
+        self.rounds.load_state_dict(state["mixer"], self.step)
+        self.anchor.load_state_dict(state["anchor"])
         self.recorder.load_state_dict(state["recorder"])
         self.conflicts.load_state_dict(state["conflicts"])
         self.builder.generator.set_state(state["noise"][self.runtime.rank])
@@ -302,6 +309,6 @@ class Loop:
                 signal.signal(number, handler)
 
 
-def total_steps(settings: TrainingSettings, mixer: Mixer) -> int:
+def total_steps(settings: TrainingSettings, steps_per_epoch: int) -> int:
     """Length of a run in optimizer steps."""
-    return settings.steps if settings.steps is not None else settings.epochs * mixer.steps_per_epoch
+    return settings.steps if settings.steps is not None else settings.epochs * steps_per_epoch

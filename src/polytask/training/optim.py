@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +19,42 @@ from polytask.training.settings import OptimizerSettings, PenaltySettings, Sched
 OPTIMIZERS = {"adamw": "torch.optim:AdamW", "adam": "torch.optim:Adam", "sgd": "torch.optim:SGD"}
 
 
-def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    """Parameter groups: matrices and larger decay, vectors (biases, normalisation) do not."""
-    trainable = [p for p in parameters if p.requires_grad]
-    if not weight_decay:
-        return [{"params": trainable}]
-    return [
-        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+def parameter_groups(
+    parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, factors: Mapping[int, float] | None = None
+) -> list[dict[str, Any]]:
+    """Groups of the trainable parameters: by the factor of their rate, and by what decays.
+
+    Matrices and larger decay, vectors (biases, normalisation) do not.
+
+    Args:
+        parameters: All parameters.
+        lr: The rate that factors multiply.
+        weight_decay: Of the matrices; with 0, nothing is said of decay.
+        factors: By a parameter's ``id``; 1 for the others.
+    """
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    for p in parameters:
+        if p.requires_grad:
+            by_factor.setdefault((factors or {}).get(id(p), 1.0), []).append(p)
+    groups: list[dict[str, Any]] = []
+    for factor, mine in by_factor.items():
+        rate = {"lr": lr * factor} if factors else {}
+        if not weight_decay:
+            groups.append({"params": mine, **rate})
+            continue
+        groups.append({"params": [p for p in mine if p.dim() > 1], "weight_decay": weight_decay, **rate})
+        groups.append({"params": [p for p in mine if p.dim() <= 1], "weight_decay": 0.0, **rate})
+    return [group for group in groups if group["params"]]
 
 
 def build_optimizer(
-    settings: OptimizerSettings, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float
+    settings: OptimizerSettings,
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    weight_decay: float,
+    factors: Mapping[int, float] | None = None,
 ) -> Optimizer:
-    """An optimizer over the trainable parameters.
+    """An optimizer over the trainable parameters; ``factors`` of their rates go by ``id``.
 
     Raises:
         RecipeError: for an unknown optimizer or one of its options.
@@ -43,20 +65,18 @@ def build_optimizer(
     factory = registry.resolve(path)
     options = dict(settings.options)
     registry.check_options(f"Optimizer '{settings.name}'", factory, options, {"params": None, "lr": lr})
-    groups = [group for group in decay_groups(parameters, weight_decay) if group["params"]]
+    groups = parameter_groups(parameters, lr, weight_decay, factors)
     if not groups:
         raise RecipeError("No parameter is trainable: every one has requires_grad=False.")
     if weight_decay and "weight_decay" not in inspect.signature(factory).parameters:
         raise RecipeError(f"Optimizer '{settings.name}' takes no weight_decay. Set training.weight_decay to 0.")
     if settings.name.lower() in OPTIMIZERS and not {"fused", "foreach"} & options.keys():
         # One fused kernel a step instead of several a parameter; it needs floating tensors on one kind of device.
-        options["fused"] = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in _flat(groups))
+        options["fused"] = all(
+            p.is_floating_point() and p.device.type in ("cpu", "cuda") for group in groups for p in group["params"]
+        )
     optimizer: Optimizer = factory(groups, lr=lr, **options)
     return optimizer
-
-
-def _flat(groups: list[dict[str, object]]) -> list[nn.Parameter]:
-    return [p for group in groups for p in group["params"]]  # type: ignore[attr-defined]  # lists by construction
 
 
 def rate_factor(settings: ScheduleSettings, total_steps: int) -> Callable[[int], float]:

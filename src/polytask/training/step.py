@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,9 @@ from polytask.data.mixing import Part
 from polytask.errors import DataError, unknown
 from polytask.models import MultiTaskModel
 from polytask.tasks.task import labelled
+from polytask.training.augment import Augment
 from polytask.training.optim import parameter_penalty
+from polytask.training.partial import Anchor
 from polytask.training.runtime import Runtime
 from polytask.training.settings import PenaltySettings
 
@@ -48,6 +50,11 @@ class StepBuilder:
         penalties: Weights of parameter and sharing penalties.
         input_noise: Deviation of the noise on floating inputs.
         seed: Of that noise.
+        halves: Whether to cut the rows into two halves that know which they are.
+        anchor: A further penalty of the weights, or None.
+
+    Attributes:
+        augment: Changes the images of a batch, or None.
     """
 
     def __init__(
@@ -58,40 +65,57 @@ class StepBuilder:
         penalties: PenaltySettings | None = None,
         input_noise: float = 0.0,
         seed: int = 0,
+        halves: bool = False,
+        anchor: Anchor | None = None,
     ):
-        self.model, self.runtime, self.accumulate = model, runtime, accumulate
+        self.model, self.runtime, self.accumulate, self.anchor = model, runtime, accumulate, anchor
         self.penalties = penalties or PenaltySettings()
         self.input_noise = input_noise
+        self.halves = 2 if halves else 1
         self.generator = torch.Generator().manual_seed(seed + 104729 * runtime.rank)
+        self.augment: Augment | None = None
         self._order = {name: position for position, name in enumerate(model.tasks)}
 
-    def build(self, parts: Iterable[Part]) -> list[MicroBatch]:
+    def build(self, parts: Iterable[Part], tasks: Collection[str] | None = None) -> list[MicroBatch]:
         """The micro-batches of one step; tasks without any label in the step are left out.
+
+        Args:
+            parts: The step's batches.
+            tasks: The only tasks whose labels count; all if None.
 
         Raises:
             DataError: if a batch has targets for a task that the model lacks.
         """
-        pieces = [piece for part in parts for piece in self._cut(part.batch)]
-        selected = [self._select(piece) for piece in pieces]
-        totals, rows = self._totals(selected, sum(map(len, pieces)))
+        batches = [part.batch for part in parts]
+        if tasks is not None:
+            batches = [_only(batch, tasks) for batch in batches if any(task in tasks for task in batch.targets)]
+        pieces = [piece for batch in batches for piece in self._cut(batch)]
+        selected = [self._select(piece) for piece, _ in pieces]
+        totals, fractions, rows = self._totals(selected, [half for _, half in pieces], sum(len(p) for p, _ in pieces))
         micro: list[MicroBatch] = []
-        for piece, labels in zip(pieces, selected, strict=True):
-            tasks = tuple(task for task in labels if totals[task] > 0)
-            if tasks:
-                present = {task: labels[task] for task in tasks}
+        for (piece, half), labels in zip(pieces, selected, strict=True):
+            present = {task: label for task, label in labels.items() if fractions[half][task] > 0}
+            if present:
                 forward = self._forward(piece.inputs, present, totals, len(piece) / rows, first=not micro)
-                micro.append(MicroBatch(tasks, forward))
+                micro.append(MicroBatch(tuple(present), forward, half, fractions[half] if self.halves == 2 else {}))
         return micro
 
-    def _cut(self, batch: Batch) -> Iterator[Batch]:
+    def _cut(self, batch: Batch) -> Iterator[tuple[Batch, int]]:
+        """Pieces of the batch, and which half of the step each belongs to."""
         for name in batch.targets:
             if name not in self._order:
                 raise DataError(f"The batch has targets for a task that the model lacks. {self._unknown(name)}")
+        if self.augment is not None:
+            # Before labels are counted, because boxes may leave an image.
+            moved = Batch(self._move(batch.inputs), batch.targets, batch.weights)
+            batch = self.augment(moved)
         # Several processes need the same number of micro-batches, even if a share is empty on one of them.
-        count = self.accumulate if self.runtime.world > 1 else max(1, min(self.accumulate, len(batch)))
+        pieces = self.halves * self.accumulate
+        count = pieces if self.runtime.world > 1 else max(1, min(pieces, len(batch)))
         bounds = [len(batch) * i // count for i in range(count + 1)]
-        for start, stop in itertools.pairwise(bounds):
-            yield self._on_device(batch if count == 1 else batch.map(lambda t, a=start, b=stop: t[a:b]))  # type: ignore[misc]
+        for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
+            piece = batch if count == 1 else batch.map(lambda t, a=start, b=stop: t[a:b])  # type: ignore[misc]
+            yield self._on_device(piece), self.halves * number // count
 
     def _unknown(self, name: str) -> str:
         return unknown("task", name, self._order)
@@ -134,16 +158,30 @@ class StepBuilder:
                 found[task] = Labelled(targets.index_select(0, rows), rows, chosen)
         return found
 
-    def _totals(self, selected: list[dict[str, Labelled]], rows: int) -> tuple[dict[str, float], float]:
-        """Labels (or their weights) of every task, and rows, over the whole step: one call over processes."""
-        counts = torch.zeros(len(self._order) + 1, dtype=torch.float64)
-        counts[-1] = rows
-        for labels in selected:
+    def _totals(
+        self, selected: list[dict[str, Labelled]], halves: list[int], rows: int
+    ) -> tuple[dict[str, float], list[dict[str, float]], float]:
+        """Labels (or their weights) of every task over the whole step, each half's share, and rows: one call."""
+        width = len(self._order)
+        counts = [0.0] * (self.halves * width) + [float(rows)]
+        for labels, half in zip(selected, halves, strict=True):
             for task, label in labels.items():
-                total = len(label.targets) if label.weights is None else label.weights.sum(dtype=torch.float64)
-                counts[self._order[task]] += total
-        *totals, all_rows = self.runtime.sum(counts).tolist()
-        return {task: totals[position] for task, position in self._order.items()}, all_rows
+                counts[half * width + self._order[task]] += self._count(task, label)
+        if self.runtime.world > 1:
+            counts = self.runtime.sum(torch.tensor(counts, dtype=torch.float64)).tolist()
+        *found, all_rows = counts
+        parts = [{t: found[half * width + k] for t, k in self._order.items()} for half in range(self.halves)]
+        totals = {task: sum(part[task] for part in parts) for task in self._order}
+        shares = [{task: part[task] / (totals[task] or 1.0) for task in totals} for part in parts]
+        return totals, shares, all_rows
+
+    def _count(self, task: str, label: Labelled) -> float:
+        """What a task's labelled rows count together: rows, their weights, or the units that they hold."""
+        units = self.model.tasks[task].units
+        if units is None:
+            return len(label.targets) if label.weights is None else label.weights.sum(dtype=torch.float64).item()
+        of_rows = units(label.targets).double()
+        return (of_rows.sum() if label.weights is None else of_rows @ label.weights.double()).item()
 
     def _forward(
         self, inputs: Any, labels: Mapping[str, Labelled], totals: Mapping[str, float], part: float, first: bool
@@ -174,7 +212,16 @@ class StepBuilder:
         # A forward without rows has no part, and its means over rows are undefined.
         of_forward = self.model.sharing.penalties() if part else {}
         terms = [settings.sharing.get(name, 1.0) * part * value for name, value in of_forward.items()]
-        of_weights = parameter_penalty(settings, self.model.parameters()) if first else None
-        if of_weights is not None:
-            terms.append(of_weights / world)
+        of_weights = [parameter_penalty(settings, self.model.parameters())] if first else []
+        if first and self.anchor is not None:
+            of_weights.append(self.anchor.penalty())
+        terms += [term / world for term in of_weights if term is not None]
         return torch.stack(terms).sum() if terms else None
+
+
+def _only(batch: Batch, tasks: Collection[str]) -> Batch:
+    return Batch(
+        batch.inputs,
+        {task: values for task, values in batch.targets.items() if task in tasks},
+        {task: values for task, values in batch.weights.items() if task in tasks},
+    )

@@ -34,16 +34,18 @@ class Model(nn.Module):
         return list(self.heads[task].parameters())
 
 
-def micro_batch(model):
-    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(1))
+def micro_batches(model, pieces=1):
+    everything = torch.randn(16, 3, generator=torch.Generator().manual_seed(1))
+    made = []
+    for half, x in enumerate(everything.chunk(pieces)):
 
-    def forward(tap):
-        features = tap({"z": model.trunk(x)})
-        return Losses(
-            {t: (model.heads[t](features[t]["z"])[:, 0] - x[:, k]).square().mean() for k, t in enumerate(TASKS)}
-        )
+        def forward(tap, x=x):
+            features = tap({"z": model.trunk(x)})
+            errors = {t: model.heads[t](features[t]["z"])[:, 0] - x[:, k] for k, t in enumerate(TASKS)}
+            return Losses({t: error.square().sum() / 16 for t, error in errors.items()})
 
-    return MicroBatch(TASKS, forward)
+        made.append(MicroBatch(TASKS, forward, half, dict.fromkeys(TASKS, 1 / pieces)))
+    return made
 
 
 def places(name):
@@ -52,6 +54,8 @@ def places(name):
         return [None]
     if isinstance(kind, type) and issubclass(kind, JacobianAggregator):
         return ["parameters"]
+    if kind.halves:
+        return ["parameters", "last"]
     return ["parameters", "last", "features"]
 
 
@@ -67,7 +71,7 @@ def test_the_losses_fall(name, at):
     losses = []
     for _ in range(60):
         optimizer.zero_grad()
-        micro = [micro_batch(model)]
+        micro = micro_batches(model, 1 + runner.balancer.halves)
         report = runner.backward(micro)
         losses.append(torch.stack([loss.float() for loss in report.losses.values()]))
         assert all(p.grad is not None for p in model.parameters())

@@ -56,6 +56,16 @@ def micro_batch(model, mine):
     return MicroBatch(TASKS, forward)
 
 
+def halved(model, mine):
+    """The even rows and the odd ones, as two halves."""
+    made = []
+    for half in (0, 1):
+        rows = [row for row in mine if row % 2 == half]
+        shares = {t: sum(row % 2 == half for row in labelled) / len(labelled) for t, labelled in ROWS.items()}
+        made.append(MicroBatch(TASKS, micro_batch(model, rows).forward, half, shares))
+    return made
+
+
 def cases():
     return {
         "features": ("cagrad", {"at": "features"}),
@@ -64,6 +74,10 @@ def cases():
         "parts": ("cagrad", {"memory_budget": 200}),
         "losses": ("gls", {}),
         "aggregator": (Clipped(), {}),
+        "scaled losses": ("imtl", {}),
+        "two halves": ("modo", {}),
+        "two halves of the last layer": ("modo", {"at": "last"}),
+        "a step ahead": ("auto_lambda", {"optimizer": {"name": "sgd", "lr": 10.0}}),
     }
 
 
@@ -71,7 +85,11 @@ def update(name, mine, reduce):
     model = Model()
     method, options = cases()[name]
     runner = engine(build(method, tasks=TASKS), model, reduce=reduce, **options)
-    runner.backward([micro_batch(model, mine)])
+    micro = halved(model, mine) if runner.balancer.halves else [micro_batch(model, mine)]
+    for _ in range(2):  # the first step moves what a method learns
+        model.zero_grad()
+        runner.backward(micro)
+        runner.after_step(micro)
     return torch.cat([p.grad.reshape(-1) for p in model.parameters()])
 
 

@@ -42,7 +42,7 @@ def engine(
         accumulate: ``exact``: several micro-batches give what one large batch would. ``micro``: every
             micro-batch is solved by itself.
         optimizer: Of a method's learned weights: ``name`` (adam, adamw, sgd, rmsprop) and its options. Adam with
-            rate 0.025 and no weight decay if it is None.
+            the method's own rate (0.025 for most) and no weight decay if it is None.
         reduce: Sums a tensor over processes; None on one process.
         features_ok: Whether the model has features for ``at="features"``.
         why_not: Why it has none, for the error.
@@ -74,6 +74,10 @@ def engine(
     _check_word("accumulate", accumulate, ACCUMULATES)
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise BalancerError(f"every must be a whole number of at least 1; got {every!r}.")
+    if balancer.halves:
+        _check_halves(
+            balancer, at if at is not None else str(getattr(balancer, "default_at", "parameters")), accumulate
+        )
     if isinstance(balancer, LossWeighting):
         _check_loss_weighting(balancer, at, rescale_to)
         plain = Options(None, every, "none", accumulate, reduce, memory_budget, features_ok)
@@ -108,6 +112,25 @@ def _gradient_engine(
         "parameters": parameter_engine,
     }
     return makers[str(options.at)](balancer, parameters, options, optimizer)
+
+
+def _check_halves(balancer: Balancer, place: str, accumulate: str) -> None:
+    name = type(balancer).__name__
+    if isinstance(balancer, JacobianAggregator):
+        raise BalancerError(
+            f"'{name}' asks for two halves of the rows, which an aggregator is not given. Derive it from "
+            "GramianWeighting."
+        )
+    if place == "features":
+        raise BalancerError(
+            f"'{name}' compares the gradients of two halves of the rows, but the features of different rows are "
+            "different numbers: their products are zero. Use at: parameters or at: last."
+        )
+    if accumulate == "micro":
+        raise BalancerError(
+            f"'{name}' needs two halves of the whole step, which accumulate: micro never sees together. Use "
+            "accumulate: exact."
+        )
 
 
 def _check_word(option: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ def own_optimizer(balancer: Balancer, given: Mapping[str, Any] | None) -> torch.
                 f"'{type(balancer).__name__}' has no learned weights, so 'optimizer' would do nothing. Leave it out."
             )
         return None
-    options = {"name": "adam", "lr": 0.025, **(given or {})}
+    options = {"name": "adam", "lr": balancer.own_rate, **(given or {})}
     name = str(options.pop("name")).lower()
     if name not in OPTIMIZERS:
         raise BalancerError(f"optimizer: {unknown('optimizer', name, OPTIMIZERS)}")
@@ -108,6 +108,10 @@ class BaseEngine(ABC):
     @abstractmethod
     def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
         """One solve: all micro-batches, the present ``tasks`` in the method's order."""
+
+    def shared_is_fixed(self) -> bool:
+        """Whether no shared parameter takes a gradient in this step: a training strategy may fix them for a while."""
+        return not any(p.requires_grad for p in self.shared)
 
     def kept_weights(self, tasks: tuple[str, ...]) -> Tensor | None:
         """The weights of an earlier step where this one reuses them."""
@@ -216,7 +220,7 @@ class BaseEngine(ABC):
         return tensor if self.options.reduce is None else self.options.reduce(tensor)
 
     def check_losses(self, batch: MicroBatch, losses: Losses) -> Losses:
-        """Refuse losses that are not scalars or not those of the micro-batch's tasks."""
+        """Refuse losses that are not scalars or not those of the micro-batch's tasks; scale them if the method does."""
         for task, loss in losses.tasks.items():
             if loss.dim() != 0:
                 raise BalancerError(f"The loss of '{task}' has shape {list(loss.shape)}. Give one number a task.")
@@ -224,7 +228,19 @@ class BaseEngine(ABC):
             raise BalancerError(
                 f"The micro-batch is for tasks {list(batch.tasks)}, but its losses are for {list(losses.tasks)}."
             )
-        return losses
+        return self.scaled(losses)
+
+    def scaled(self, losses: Losses) -> Losses:
+        """The losses as the method wants them; their plain values go along."""
+        tasks = tuple(losses.tasks)
+        factors = self.balancer.loss_scales(tasks)
+        if factors is None:
+            return losses
+        made = {
+            task: factor.to(losses.tasks[task]) * losses.tasks[task]
+            for task, factor in zip(tasks, factors, strict=True)
+        }
+        return replace(losses, tasks=made, plain={task: loss.detach() for task, loss in losses.tasks.items()})
 
     def _check_tasks(self, tasks: Sequence[str]) -> None:
         for task in tasks:
@@ -280,7 +296,7 @@ class Sums:
 
     def add(self, losses: Losses) -> None:
         """Add one micro-batch's shares, detached."""
-        for task, loss in losses.tasks.items():
+        for task, loss in (losses.tasks if losses.plain is None else losses.plain).items():
             share = loss.detach()
             self.values[task] = self.values[task] + share if task in self.values else share
 

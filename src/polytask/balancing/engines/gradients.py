@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,30 @@ from polytask.balancing.base import GramianWeighting
 from polytask.balancing.engines.core import BaseEngine, Sums
 from polytask.balancing.engines.heads import plain_tap
 from polytask.balancing.engines.jacobian import add_gradient
+from polytask.balancing.engines.losses import backward_weighted
 from polytask.balancing.engines.rows import check_finite, lost_digits, on_host, semi_definite, symmetrised
 from polytask.balancing.types import Losses, MicroBatch, StepReport
 from polytask.errors import BalancerError
 
 
 class GradientEngine(BaseEngine):
-    """Solves the m x m problem of a step; subclasses take the gradients."""
+    """Solves the m x m problem of a step; subclasses take the gradients.
+
+    In a step whose shared parameters are all fixed there is nothing to solve: every task's own parameters get its
+    plain gradient, as in any other step, and the method's state and count of steps rest.
+    """
+
+    def _counted(self, micro: Sequence[MicroBatch]) -> StepReport:
+        if not self.shared_is_fixed():
+            return super()._counted(micro)
+        self._fresh = False
+        total = Sums()
+        for batch in micro:
+            losses = self.check_losses(batch, batch.forward(plain_tap))
+            total.add(losses)
+            backward_weighted(losses, {task: torch.ones_like(loss) for task, loss in losses.tasks.items()})
+        tasks = tuple(task for task in self.balancer.tasks if task in total.values)
+        return report(tasks, self.reduced(total.stack(tasks)), None)
 
     def decide(
         self,
@@ -26,6 +44,7 @@ class GradientEngine(BaseEngine):
         tasks: tuple[str, ...],
         again: Callable[[], Tensor],
         culprit: Callable[[int], str] | None = None,
+        cross: Tensor | None = None,
     ) -> tuple[Tensor, StepReport]:
         """Weights from the Gramian, with one transfer from the device.
 
@@ -35,6 +54,7 @@ class GradientEngine(BaseEngine):
             tasks: Their names.
             again: Forms the Gramian in float64, for gradients that float32 squares cannot hold.
             culprit: Names a parameter whose gradient is not finite, for the error.
+            cross: For a method with ``halves``: products of the first half's gradients with the second's.
 
         Returns:
             Weights ``[p]``, float64 on the CPU, and the step's report.
@@ -48,14 +68,24 @@ class GradientEngine(BaseEngine):
         products = symmetrised(products)
         if rounded:
             products = semi_definite(products)
+        further = {} if cross is None else {"cross": cross}
         with torch.no_grad():
-            weights = self.balancer.weigh(products, values, tasks).detach().to("cpu", torch.float64)
+            weights = self.balancer.weigh(products, values, tasks, **further).detach().to("cpu", torch.float64)
         check_weights(type(self.balancer).__name__, weights, tasks)
         weights = weights * scale(products, weights, self.options.rescale_to)
         with torch.enable_grad():  # this may run inside of a backward, where gradients are off
             self.learn(self.balancer.objective(products, values, tasks))
         self.keep(tasks, weights)
-        return weights, report(tasks, values, weights, products)
+        return weights, self.told(tasks, values, weights, products)
+
+    def told(
+        self, tasks: tuple[str, ...], losses: Tensor | None, weights: Tensor, gramian: Tensor | None = None
+    ) -> StepReport:
+        """The step's report; its weights are those of the plain losses."""
+        found, scales = report(tasks, losses, weights, gramian), self.balancer.loss_scales(tasks)
+        if scales is None:
+            return found
+        return replace(found, weights=_named(tasks, weights * scales.to(weights)))
 
     def own_parameters(self, task: str) -> list[nn.Parameter]:
         """Trained parameters of one task alone."""
@@ -85,9 +115,8 @@ class GradientEngine(BaseEngine):
         found = {task: loss for task, loss in losses.tasks.items() if loss.requires_grad}
         seeds = [weights[tasks.index(task)].to(loss) for task, loss in found.items()]
         if found:
-            torch.autograd.backward(
-                list(found.values()), seeds, inputs=self.shared, retain_graph=losses.penalty is not None
-            )
+            live = [p for p in self.shared if p.requires_grad]
+            torch.autograd.backward(list(found.values()), seeds, inputs=live, retain_graph=losses.penalty is not None)
         backward_penalty(losses)
 
 
@@ -144,10 +173,15 @@ def roots(losses: Mapping[str, Tensor], penalty: Tensor | None) -> list[Tensor]:
 
 
 def gradients(loss: Tensor, parameters: Sequence[Tensor], keep_graph: bool) -> list[Tensor | None]:
-    """Gradients of one loss; None for a parameter that it does not depend on."""
-    if not loss.requires_grad:
+    """Gradients of one loss; None for a parameter that it does not depend on, or that is fixed."""
+    live = [p for p in parameters if p.requires_grad]
+    if not loss.requires_grad or not live:
         return [None] * len(parameters)
-    return list(torch.autograd.grad(loss, list(parameters), retain_graph=keep_graph, allow_unused=True))
+    found = torch.autograd.grad(loss, live, retain_graph=keep_graph, allow_unused=True)
+    if len(live) == len(parameters):
+        return list(found)
+    by_number = dict(zip(map(id, live), found, strict=True))
+    return [by_number.get(id(p)) for p in parameters]
 
 
 def add_gradients(parameters: Sequence[nn.Parameter], found: Sequence[Tensor | None]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from polytask.balancing.base import LossWeighting
 from polytask.balancing.engines.core import BaseEngine, Sums
+from polytask.balancing.engines.halves import Halves
 from polytask.balancing.engines.heads import plain_tap
 from polytask.balancing.types import Losses, MicroBatch, StepReport
 from polytask.errors import BalancerError
@@ -27,6 +28,8 @@ class LossEngine(BaseEngine):
         """Forward, weights, backward."""
         total, waiting = Sums(), None
         weights = self.kept_weights(tasks)
+        if weights is None and self.balancer.halves:
+            self._look_ahead(micro, tasks)
         if weights is None:
             if len(micro) == 1:
                 waiting = self.check_losses(micro[0], micro[0].forward(plain_tap))
@@ -49,6 +52,14 @@ class LossEngine(BaseEngine):
         if self._fresh:
             self.learn(self.balancer.objective(values, tasks))
         return StepReport(dict(zip(tasks, values.unbind(), strict=True)), by_task)
+
+    def _look_ahead(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> None:
+        """Let the method try the step, and step its own Parameters before it weighs."""
+        objective = self.balancer.look_ahead(Halves(self, micro, tasks), tasks)
+        if objective is not None and self.own is not None:
+            self.learn(objective)
+            self.own.step()
+            self.own.zero_grad(set_to_none=True)
 
     def _weigh(self, losses: Tensor, tasks: tuple[str, ...]) -> Tensor:
         with torch.no_grad():

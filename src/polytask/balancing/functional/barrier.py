@@ -88,7 +88,7 @@ def fairgrad(gramian: Any, alpha: float = 2.0) -> Solved:
         [0.25, 1.0]
 
     Reference:
-        Ban and Ji 2024, "Fair resource allocation in multi-task learning", algorithm 1.
+        Ban and Ji 2024, "Fair resource allocation in multi-task learning", equation 4.
     """
     parts = condition(gramian)
     if not len(parts.kept):

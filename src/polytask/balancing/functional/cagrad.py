@@ -82,7 +82,7 @@ def _multipliers(parts: Conditioned, target: Array, radius: float) -> tuple[Arra
         if nearest is not None:
             return nearest
     for ridge in (0.0, RIDGE):
-        found = _exchange(parts, target, radius, ridge)
+        found = exchange(parts, target, radius, ridge)
         if found is not None:
             return found
     nearest = _nearest(parts, target, radius) if whole and _stationary(parts) else None
@@ -104,7 +104,7 @@ def _stationary(parts: Conditioned) -> bool:
     return float(weights @ raw @ weights) <= (STATIONARY * float(parts.norms.min())) ** 2
 
 
-def _exchange(parts: Conditioned, target: Array, radius: float, ridge: float) -> tuple[Array, float] | None:
+def exchange(parts: Conditioned, target: Array, radius: float, ridge: float) -> tuple[Array, float] | None:
     """Exchange violators from a first guess; None if that stalls or fails the check."""
     ridged = parts if not ridge else parts._replace(cosines=parts.cosines + ridge * np.eye(len(target)))
     support = target / parts.norms <= np.median(target / parts.norms)

@@ -30,8 +30,8 @@ def dualproj(gramian: Any) -> Solved:
         [1.0, 0.5]
 
     Reference:
-        Lopez-Paz and Ranzato 2017, "Gradient episodic memory", equation 11, with the mean gradient as the
-        vector that is projected.
+        Lopez-Paz and Ranzato 2017, "Gradient episodic memory", the dual quadratic program, with the
+        mean gradient as the vector that is projected.
     """
     parts = condition(gramian)
     mean = np.full(parts.total, 1.0 / parts.total)
@@ -63,7 +63,7 @@ def upgrad(gramian: Any) -> Solved:
         [0.75, 0.75]
 
     Reference:
-        Quinton and Rey 2024, "Jacobian descent for multi-objective optimization", proposition 1 and the
+        Quinton and Rey 2024, "Jacobian descent for multi-objective optimization", the
         definition of A_UPGrad.
     """
     parts = condition(gramian)

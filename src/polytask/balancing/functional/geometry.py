@@ -59,7 +59,7 @@ def imtl_g_weights(gramian: Array, rtol: float = RANK_TOLERANCE) -> Solved:
         array([0.6667, 0.3333])
 
     Reference:
-        Liu et al., Towards Impartial Multi-task Learning, ICLR 2021, equations (3) to (6).
+        Liu et al., Towards Impartial Multi-task Learning, ICLR 2021, gradient balance (IMTL-G).
     """
     parts = condition(gramian)
     if not len(parts.kept):
@@ -94,7 +94,7 @@ def config_weights(gramian: Array, rtol: float = RANK_TOLERANCE) -> Solved:
 
     Reference:
         Liu et al., ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks, ICLR 2025,
-        equations (2) and (3).
+        equation (2).
     """
     parts = condition(gramian)
     if not len(parts.kept):
@@ -130,7 +130,7 @@ def aligned_mtl_weights(gramian: Array, preference: Array, scale: Scale = "min",
 
     Reference:
         Senushkin et al., Independent Component Alignment for Multi-Task Learning, CVPR 2023,
-        equation (16) and Algorithm 1.
+        Algorithm 1.
     """
     values, axes = np.linalg.eigh(gramian)
     kept = values > rtol * values[-1]

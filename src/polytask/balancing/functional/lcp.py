@@ -65,7 +65,7 @@ def solve_lcp(matrix: Array, offsets: Array, frozen: Mask | None = None, start: 
         [[0.0, 0.5]]
 
     Reference:
-        Kim and Park 2011, "Fast nonnegative matrix factorization", SIAM J. Sci. Comput. 33, section 4.
+        Kim and Park 2011, "Fast nonnegative matrix factorization", SIAM J. Sci. Comput. 33, block principal pivoting.
     """
     frozen = np.zeros(offsets.shape, dtype=bool) if frozen is None else frozen
     sizes = np.abs(np.where(frozen, 0.0, offsets)).max(axis=1)

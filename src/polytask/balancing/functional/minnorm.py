@@ -70,7 +70,7 @@ def mgda(gramian: Any, losses: Any = None, normalize: str = "none") -> Solved:
         [0.5, 0.5]
 
     Reference:
-        Sener and Koltun 2018, "Multi-task learning as multi-objective optimization", equation 3.
+        Sener and Koltun 2018, "Multi-task learning as multi-objective optimization", the minimum-norm problem.
     """
     raw = np.asarray(gramian, dtype=np.float64)
     units = np.ones(len(raw))
@@ -116,7 +116,7 @@ def sdmgrad(gramian: Any, lambda_: float = 0.3, scaled: bool = False) -> Solved:
         [1.0, 1.0]
 
     Reference:
-        Xiao et al. 2023, "Direction-oriented multi-objective learning", the subproblem of algorithm 1.
+        Xiao et al. 2023, "Direction-oriented multi-objective learning", the direction-oriented subproblem.
     """
     raw = np.asarray(gramian, dtype=np.float64)
     largest = float(raw.diagonal().max())

@@ -95,7 +95,7 @@ def gradvac_weights(gramian: Array, targets: Array, order: Order, beta: float) -
         (array([1.5, 1.5]), -0.05)
 
     Reference:
-        Wang et al., Gradient Vaccine, ICLR 2021, equation (3) and Algorithm 1.
+        Wang et al., Gradient Vaccine, ICLR 2021, the GradVac algorithm.
     """
     parts = condition(gramian)
     count, kept = len(parts.kept), np.ix_(parts.kept, parts.kept)

@@ -33,7 +33,7 @@ def krum_weights(gramian: Array, n_byzantine: int = 0, n_selected: int = 1) -> A
         array([0.5, 0.5, 0. , 0. ])
 
     Reference:
-        Blanchard et al., Machine Learning with Adversaries, NeurIPS 2017, section 4.
+        Blanchard et al., Machine Learning with Adversaries, NeurIPS 2017, the Krum function.
     """
     count = len(gramian)
     squares = np.diagonal(gramian)
@@ -65,7 +65,7 @@ def trimmed_mean(jacobian: Tensor, trim: int = 1) -> Tensor:
         tensor([2., 3.])
 
     Reference:
-        Yin et al., Byzantine-Robust Distributed Learning, ICML 2018, definition 2.
+        Yin et al., Byzantine-Robust Distributed Learning, ICML 2018, the coordinate-wise trimmed mean.
     """
     count = len(jacobian)
     trim = min(trim, (count - 1) // 2)

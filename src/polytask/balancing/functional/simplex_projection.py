@@ -23,7 +23,7 @@ def project_onto_simplex(point: Tensor) -> Tensor:
         tensor([0.7000, 0.3000, 0.0000])
 
     Reference:
-        Held, Wolfe and Crowder, Validation of subgradient optimization, 1974, section 4.
+        Held, Wolfe and Crowder, Validation of subgradient optimization, 1974, projection on the simplex.
     """
     # Adding a number to all entries changes nothing; with the largest at 0 the sums do not cancel.
     shifted = point - point.max()
@@ -54,7 +54,7 @@ def simplex_step(weights: Tensor, matrix: Tensor, rate: Tensor | float, rho: flo
         tensor([0.5500, 0.4500])
 
     Reference:
-        Fernando et al., Mitigating Gradient Bias in Multi-objective Learning, ICLR 2023, equation (8);
-        Chen et al., Three-Way Trade-Off in Multi-Objective Learning, JMLR 2024, Algorithm 1.
+        Fernando et al., Mitigating Gradient Bias in Multi-objective Learning, ICLR 2023, the weights' step of MoCo;
+        Chen et al., Three-Way Trade-Off in Multi-Objective Learning, JMLR 2024, the MoDo algorithm.
     """
     return project_onto_simplex(weights - rate * (matrix @ weights + rho * weights))

@@ -77,7 +77,7 @@ class DBMTL(JacobianAggregator):
         tensor([4., 4.])
 
     Reference:
-        Lin et al. 2023, "Dual-balancing for multi-task learning", algorithm 1.
+        Lin et al. 2023, "Dual-balancing for multi-task learning", the DB-MTL algorithm.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({"permutation_equivariant", "stateful"})
@@ -154,7 +154,8 @@ class MoCo(JacobianAggregator):
         tensor([0.5750, 0.8500])
 
     Reference:
-        Fernando et al. 2023, "Mitigating gradient bias in multi-objective learning", equations 7 to 9.
+        Fernando et al. 2023, "Mitigating gradient bias in multi-objective learning", the MoCo
+        algorithm.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({"permutation_equivariant", "stateful"})
@@ -224,7 +225,8 @@ class ExcessMTL(JacobianAggregator):
         tensor([0.5000, 1.0000])
 
     Reference:
-        He et al. 2024, "Robust multi-task learning with excess risks", equations 6, 7 and 9.
+        He et al. 2024, "Robust multi-task learning with excess risks", the
+        ExcessMTL algorithm.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset(

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polytask.balancing.functional.geometry import (
     RANK_TOLERANCE,
@@ -19,7 +19,7 @@ from polytask.balancing.functional.geometry import (
 from polytask.balancing.functional.gramian import Array, Solved
 from polytask.balancing.gradient.checks import check_share
 from polytask.balancing.gramian.solver import SolvedWeighting, check_choice
-from polytask.balancing.loss.common import per_task, present
+from polytask.balancing.loss.common import EXPONENT_LIMIT, per_task, present, refuse_below
 from polytask.errors import BalancerError
 
 
@@ -48,7 +48,7 @@ class IMTLG(SolvedWeighting):
         tensor([0.6667, 0.3333], dtype=torch.float64)
 
     Reference:
-        Liu et al. 2021, "Towards impartial multi-task learning", equations 3 to 6.
+        Liu et al. 2021, "Towards impartial multi-task learning", gradient balance (IMTL-G).
     """
 
     traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {"scale_equivariant"}
@@ -60,6 +60,73 @@ class IMTLG(SolvedWeighting):
     def solve(self, gramian: Array, losses: Array | None, tasks: Sequence[str]) -> Solved:
         """Weights ``[p]`` with sum 1."""
         return imtl_g_weights(gramian, self.rank_tolerance)
+
+
+class IMTL(IMTLG):
+    r"""IMTL: learned loss scales, and for the shared parameters equal projections of the scaled gradients.
+
+    The hybrid of the paper. Scales :math:`s_k` are learned on :math:`\sum_k e^{s_k} L_k - s_k`, as in IMTL-L, whose
+    minimum is at :math:`e^{s_k} L_k = 1`. The parameters of one task follow the gradient of :math:`e^{s_k} L_k`.
+    The shared ones get
+
+    .. math::
+        d = \sum_k a_k e^{s_k} g_k, \quad \sum_k a_k = 1, \quad
+        \langle d, g_k / |g_k| \rangle \text{ equal for all } k
+
+    which is IMTL-G's update for the scaled gradients: its direction, with a length that the scales decide.
+    Dependent gradients, directions that cancel and zero gradients as there.
+
+    While a loss is exactly zero its scale grows, and stops at exp(60). A negative loss counts as zero for the scale,
+    and is an error at the epoch's end if it is so on average. The scale of an absent task stays. Two steps with
+    gradients of other sizes differ, because the scales answer to the losses alone.
+
+    Args:
+        rank_tolerance: As in IMTL-G.
+
+    Raises:
+        BalancerError: for a tolerance outside [0, 1], missing losses, or a negative average loss.
+
+    Example:
+        >>> method = IMTL()
+        >>> method.setup(["a", "b"])
+        >>> losses = torch.tensor([2.0, 5.0])
+        >>> method.weigh(torch.tensor([[1.0, 0.0], [0.0, 4.0]], dtype=torch.float64), losses, ["a", "b"])
+        tensor([0.6667, 0.3333], dtype=torch.float64)
+        >>> method.loss_scales(["a", "b"])
+        tensor([1., 1.])
+
+    Reference:
+        Liu et al. 2021, "Towards impartial multi-task learning", the hybrid of IMTL-G and IMTL-L, with base e.
+    """
+
+    traits: ClassVar[frozenset[str]] = frozenset({"permutation_equivariant", "stateful"})
+    needs_losses: ClassVar[bool] = True
+
+    def build_state(self, count: int) -> None:
+        """All scales start at one."""
+        self.log_scale = nn.Parameter(torch.zeros(count))
+
+    def loss_scales(self, tasks: Sequence[str]) -> Tensor:
+        """The scales :math:`e^{s_k}`, shape ``[p]``."""
+        with torch.no_grad():
+            self.log_scale.clamp_(-EXPONENT_LIMIT, EXPONENT_LIMIT)
+        return present(self, self.log_scale.detach(), tasks, self.log_scale).detach().exp()
+
+    def objective(self, gramian: Tensor, losses: Tensor | None, tasks: Sequence[str]) -> Tensor:
+        """The scaled losses less the logarithms of their scales; a scalar."""
+        if losses is None:
+            raise BalancerError("IMTL learns the scales of the losses, so it needs them. Pass the step's losses.")
+        log_scale = present(self, self.log_scale, tasks, losses)
+        return (log_scale.exp() * losses.detach().clamp_min(0.0) - log_scale).sum()
+
+    def epoch_end(self, losses: Mapping[str, float]) -> None:
+        """Refuse to go on with negative losses.
+
+        Raises:
+            BalancerError: if a task's average loss is negative.
+        """
+        for task, value in losses.items():
+            refuse_below("IMTL", task, value)
 
 
 class ConFIG(SolvedWeighting):
@@ -85,7 +152,7 @@ class ConFIG(SolvedWeighting):
 
     Reference:
         Liu et al. 2025, "ConFIG: towards conflict-free training of physics informed neural networks",
-        equations 2 and 3.
+        equation 2.
     """
 
     traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {"scale_equivariant"}

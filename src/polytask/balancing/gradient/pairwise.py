@@ -121,7 +121,7 @@ class GradVac(PairwiseWeighting):
         (tensor([1.5000, 1.5000], dtype=torch.float64), tensor(-0.0500))
 
     Reference:
-        Wang et al. 2021, "Gradient vaccine", equation 3 and algorithm 1.
+        Wang et al. 2021, "Gradient vaccine", the GradVac algorithm.
     """
 
     traits: ClassVar[frozenset[str]] = PairwiseWeighting.traits | {"stateful"}

@@ -39,7 +39,7 @@ class Krum(SolvedWeighting):
         tensor([0.5000, 0.5000, 0.0000, 0.0000], dtype=torch.float64)
 
     Reference:
-        Blanchard et al. 2017, "Machine learning with adversaries", section 4.
+        Blanchard et al. 2017, "Machine learning with adversaries", the Krum function.
     """
 
     traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {"scale_equivariant"}
@@ -85,7 +85,7 @@ class TrimmedMean(JacobianAggregator):
         tensor([2., 3.])
 
     Reference:
-        Yin et al. 2018, "Byzantine-robust distributed learning", definition 2.
+        Yin et al. 2018, "Byzantine-robust distributed learning", the coordinate-wise trimmed mean.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset(

@@ -38,7 +38,7 @@ class CRMOGM(ChainedGramianWeighting):
 
     Reference:
         Zhou et al. 2022, "On the convergence of stochastic multi-objective gradient manipulation and beyond",
-        algorithm 1.
+        the CR-MOGM algorithm.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({"stateful"})

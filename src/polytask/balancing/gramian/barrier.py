@@ -65,7 +65,7 @@ class FairGrad(SolvedWeighting):
         tensor([0.2500, 1.0000], dtype=torch.float64)
 
     Reference:
-        Ban and Ji 2024, "Fair resource allocation in multi-task learning", algorithm 1.
+        Ban and Ji 2024, "Fair resource allocation in multi-task learning", equation 4.
     """
 
     traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {"non_conflicting"}

@@ -24,7 +24,7 @@ class UPGrad(SolvedWeighting):
         tensor([0.7500, 0.7500], dtype=torch.float64)
 
     Reference:
-        Quinton and Rey 2024, "Jacobian descent for multi-objective optimization", proposition 1 and the
+        Quinton and Rey 2024, "Jacobian descent for multi-objective optimization", the
         definition of A_UPGrad.
     """
 
@@ -49,7 +49,8 @@ class DualProj(SolvedWeighting):
         tensor([1.0000, 0.5000], dtype=torch.float64)
 
     Reference:
-        Lopez-Paz and Ranzato 2017, "Gradient episodic memory for continual learning", equation 11.
+        Lopez-Paz and Ranzato 2017, "Gradient episodic memory for continual learning", the dual
+        quadratic program of the projection.
     """
 
     traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {"non_conflicting", "scale_equivariant"}

@@ -105,6 +105,16 @@ def form_factors(tasks: Sequence[str], kinds: Mapping[str, str], forms: Mapping[
     return torch.tensor([FORMS[chosen.get(task, default[task])] for task in tasks])
 
 
+def refuse_below(method: str, task: str, value: float, bound: float = 0.0) -> None:
+    """Raise a BalancerError for an epoch's average loss below what the method is defined for."""
+    if value < bound:
+        raise BalancerError(
+            f"{method} needs losses of at least {bound:g}; the loss of '{task}' was {value:g} on average over the "
+            "epoch. Add a constant to that loss, or use a weighting that takes negative losses, such as 'equal', "
+            "'static' or 'rlw'."
+        )
+
+
 class NonNegativeWeighting(LossWeighting):
     """A weighting that is defined for losses from zero up.
 
@@ -123,9 +133,4 @@ class NonNegativeWeighting(LossWeighting):
             BalancerError: if a task's average loss lies below its lower bound.
         """
         for task, value in losses.items():
-            if value < self.lower_bound(task):
-                raise BalancerError(
-                    f"{type(self).__name__} needs losses of at least {self.lower_bound(task):g}; the loss of "
-                    f"'{task}' was {value:g} on average over the epoch. Add a constant to that loss, or use a "
-                    "weighting that takes negative losses, such as 'equal', 'static' or 'rlw'."
-                )
+            refuse_below(type(self).__name__, task, value, self.lower_bound(task))

@@ -47,7 +47,7 @@ class FAMO(NonNegativeWeighting):
         gamma: Decay of the logits, zero or more.
         lr: Step size of the logits.
         min_losses: The lower bounds b, by task name or in their order; zeros if None.
-        update: ``adam`` (the authors' programs; the decay is added to the gradient) or ``sgd`` (Algorithm 1).
+        update: ``adam`` (the authors' programs; the decay is added to the gradient) or ``sgd`` (the paper's algorithm).
 
     Raises:
         BalancerError: for a negative gamma, a step size that is not positive or an unknown update; at
@@ -64,7 +64,7 @@ class FAMO(NonNegativeWeighting):
 
     Reference:
         Liu, Feng, Stone and Liu, "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023 (arXiv
-        2306.03792), Algorithm 1.
+        2306.03792), the FAMO algorithm.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset(

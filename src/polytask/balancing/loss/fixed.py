@@ -27,7 +27,7 @@ class Equal(LossWeighting):
 
     Reference:
         The scalarisation that every other method is compared with; studied by Xin et al., "Do Current
-        Multi-Task Optimization Methods in Deep Learning Even Help?", 2022, equation 1.
+        Multi-Task Optimization Methods in Deep Learning Even Help?", 2022.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset(
@@ -61,7 +61,8 @@ class Static(LossWeighting):
         tensor([0.2500])
 
     Reference:
-        Linear scalarisation; Boyd and Vandenberghe, Convex Optimization, 2004, section 4.7.4.
+        Linear scalarisation; Boyd and Vandenberghe, Convex Optimization, 2004, scalarization
+        of vector optimization problems.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({"scale_equivariant"})

@@ -50,7 +50,7 @@ class GradNorm(GramianWeighting):
 
     Reference:
         Chen, Badrinarayanan, Lee and Rabinovich, "GradNorm: Gradient Normalization for Adaptive Loss
-        Balancing in Deep Multitask Networks", ICML 2018, equations 1 and 2 and Algorithm 1.
+        Balancing in Deep Multitask Networks", ICML 2018, the gradient loss and the training algorithm.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset(

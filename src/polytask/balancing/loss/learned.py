@@ -40,7 +40,7 @@ class Learned(LossWeighting):
 
     Reference:
         A definition of polytask's own: linear scalarisation with trained weights. The collapse that the
-        floor prevents is described by Kendall et al. 2018, section 3.2.
+        floor prevents is described by Kendall et al. 2018.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset(
@@ -94,7 +94,7 @@ class IMTLL(NonNegativeWeighting):
         tensor([1., 1.])
 
     Reference:
-        Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, section 3.2 (loss balance), with
+        Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, loss balance (IMTL-L), with
         base e.
     """
 

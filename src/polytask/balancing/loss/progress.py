@@ -38,7 +38,8 @@ class DWA(LossWeighting):
         tensor([0.8756, 1.1244])
 
     Reference:
-        Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019, equation 7.
+        Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019, dynamic weight
+        average.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset(

@@ -39,7 +39,7 @@ class GLS(NonNegativeWeighting):
 
     Reference:
         Chennupati et al., "MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for
-        Multi-Task Learning", CVPR Workshops 2019, section 3.2.
+        Multi-Task Learning", CVPR Workshops 2019, the geometric loss strategy.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset(

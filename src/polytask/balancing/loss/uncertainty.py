@@ -46,7 +46,7 @@ class Uncertainty(NonNegativeWeighting):
 
     Reference:
         Kendall, Gal and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry
-        and Semantics", CVPR 2018, equations 7 and 10.
+        and Semantics", CVPR 2018, the multi-task likelihoods.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({"permutation_equivariant", "stateful"})
@@ -153,8 +153,8 @@ class Bayesian(NonNegativeWeighting):
         tensor([0.5000, 1.0000])
 
     Reference:
-        The likelihood is that of Kendall et al. 2018, equations 7 and 10; the bound and its reparametrised
-        posterior are those of Kingma and Welling, "Auto-Encoding Variational Bayes", 2014, equation 3.
+        The likelihood is that of Kendall et al. 2018; the bound and its reparametrised
+        posterior are those of Kingma and Welling, "Auto-Encoding Variational Bayes", 2014.
     """
 
     traits: ClassVar[frozenset[str]] = frozenset({"random", "stateful"})

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from polytask import registry
 from polytask.errors import RecipeError, unknown
 from polytask.models.encoders.staged import Staged
-from polytask.sharing.layers import GlobalPool, activation, check_dropout
+from polytask.models.encoders.weights import pixels
+from polytask.sharing.layers import GlobalPool, activation, channel_norm, check_dropout
 
 
 def map_norm(name: str | None, channels: int) -> nn.Module:
@@ -27,8 +28,7 @@ def map_norm(name: str | None, channels: int) -> nn.Module:
     if name == "batch":
         return nn.BatchNorm2d(channels)
     if name == "group":
-        groups = max(count for count in range(1, 33) if channels % count == 0)
-        return nn.GroupNorm(groups, channels)
+        return channel_norm(channels)
     raise RecipeError(unknown("norm", name, ("batch", "group")))
 
 
@@ -82,6 +82,10 @@ class ConvNet(Staged):
         if type(self) is ConvNet:
             options = {"channels": list(channels), "kernel_size": kernel_size, "norm": norm, "activation": activation}
             registry.mark(self, "convnet", {"in_channels": in_channels, **options, "dropout": dropout, "pool": pool})
+
+    def begin(self, inputs: Tensor) -> Tensor:
+        """The images; those of bytes as floats from 0 to 1."""
+        return pixels(inputs)
 
     def end(self, state: Tensor) -> Tensor:
         """The mean over positions, or the map itself."""

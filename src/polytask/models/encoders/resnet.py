@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from polytask import registry
 from polytask.errors import RecipeError, unknown
 from polytask.models.encoders.convnet import map_norm
 from polytask.models.encoders.staged import Staged
+from polytask.models.encoders.weights import Normalise, load_weights, pixels
 from polytask.sharing.layers import GlobalPool
 
 WIDTHS = (64, 128, 256, 512)
@@ -55,6 +57,8 @@ class ResNet(Staged):
             7 x 7 convolution with stride 2 and a pooling.
         norm: ``"batch"`` or ``"group"``.
         pool: Whether features are averaged over positions, ``[rows, 512]``; else they are maps ``[rows, 512, h, w]``.
+        normalise: Whether images from 0 to 1 are standardised by ImageNet's means and deviations, as published weights
+            want.
 
     Raises:
         RecipeError: for an unknown norm, or numbers of blocks that are not four numbers from 1.
@@ -70,12 +74,16 @@ class ResNet(Staged):
         small_images: bool = False,
         norm: str = "batch",
         pool: bool = True,
+        normalise: bool = False,
     ):
         super().__init__()
         if norm not in ("batch", "group"):
             raise RecipeError(unknown("norm", str(norm), ("batch", "group")))
         if len(blocks) != len(WIDTHS) or min(blocks) < 1:
             raise RecipeError(f"A ResNet has four layers of one or more blocks; found {list(blocks)}.")
+        if normalise and in_channels != 3:
+            raise RecipeError(f"normalise is for images with 3 channels; found in_channels {in_channels}.")
+        self.normalise = Normalise() if normalise else nn.Identity()
         kernel, stride = (3, 1) if small_images else (7, 2)
         self.conv1 = nn.Conv2d(in_channels, WIDTHS[0], kernel, stride, padding=kernel // 2, bias=False)
         self.bn1 = map_norm(norm, WIDTHS[0])
@@ -105,36 +113,65 @@ class ResNet(Staged):
                 part.reset_parameters()
 
     def begin(self, inputs: Tensor) -> Tensor:
-        """The stem."""
-        return self.maxpool(self.bn1(self.conv1(inputs)).relu())  # type: ignore[no-any-return]
+        """The stem; images of bytes become floats from 0 to 1 first."""
+        return self.maxpool(self.bn1(self.conv1(self.normalise(pixels(inputs)))).relu())  # type: ignore[no-any-return]
 
     def end(self, state: Tensor) -> Tensor:
         """The mean over positions, or the map itself."""
         return self.pool(state)  # type: ignore[no-any-return]
 
 
-def resnet18(in_channels: int = 3, small_images: bool = False, norm: str = "batch", pool: bool = True) -> ResNet:
-    """ResNet-18; see ``ResNet`` for the arguments.
+def resnet18(
+    in_channels: int = 3,
+    small_images: bool = False,
+    norm: str = "batch",
+    pool: bool = True,
+    normalise: bool = False,
+    weights: str | None = None,
+) -> ResNet:
+    """ResNet-18; see ``ResNet`` for the other arguments.
+
+    Args:
+        in_channels: Channels of the image.
+        small_images: Start with a 3 x 3 convolution.
+        norm: ``"batch"`` or ``"group"``.
+        pool: Whether features are averaged over positions.
+        normalise: Whether images are standardised as published weights want.
+        weights: File of published weights, ``.safetensors`` or ``.pth``; those of its last layer ``fc`` are left out.
+
+    Raises:
+        RecipeError: if the weights are not those of this network.
 
     Example:
         >>> import torch
         >>> resnet18(small_images=True).eval()(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 512])
     """
-    return _marked("resnet18", (2, 2, 2, 2), in_channels, small_images, norm, pool)
+    own = {"in_channels": in_channels, "small_images": small_images, "norm": norm, "pool": pool, "normalise": normalise}
+    return _made("resnet18", (2, 2, 2, 2), own, weights)
 
 
-def resnet34(in_channels: int = 3, small_images: bool = False, norm: str = "batch", pool: bool = True) -> ResNet:
-    """ResNet-34; see ``ResNet`` for the arguments.
+def resnet34(
+    in_channels: int = 3,
+    small_images: bool = False,
+    norm: str = "batch",
+    pool: bool = True,
+    normalise: bool = False,
+    weights: str | None = None,
+) -> ResNet:
+    """ResNet-34; see ``resnet18`` for the arguments.
 
     Example:
         >>> resnet34(in_channels=1).out_features
         512
     """
-    return _marked("resnet34", (3, 4, 6, 3), in_channels, small_images, norm, pool)
+    own = {"in_channels": in_channels, "small_images": small_images, "norm": norm, "pool": pool, "normalise": normalise}
+    return _made("resnet34", (3, 4, 6, 3), own, weights)
 
 
-def _marked(name: str, blocks: tuple[int, ...], in_channels: int, small_images: bool, norm: str, pool: bool) -> ResNet:
-    options = {"in_channels": in_channels, "small_images": small_images, "norm": norm, "pool": pool}
-    network: ResNet = registry.mark(ResNet(blocks, in_channels, small_images, norm, pool), name, options)
-    return network
+def _made(name: str, blocks: tuple[int, ...], options: dict[str, Any], weights: str | None) -> ResNet:
+    network = ResNet(blocks, **options)
+    if weights is not None:
+        load_weights(network, weights, skip=("fc.",))
+    # A bundle holds the weights itself, so the file is not noted.
+    return registry.mark(network, name, options)

@@ -29,6 +29,7 @@ MEANING = {
     "alpha": "How much of the column's subspace the row's subspace goes on with.",
     "beta": "How much a task reads of each layer of its tower.",
     "attention": "Where a task looks: its weight on each token, on average over one batch. A row adds up to 1.",
+    "transfer": "What a step of the funnel goes on with, on average over one batch. A row adds up to 1.",
     "mask": "How much of each channel a task lets through, from 0 to 1, on average over one batch.",
     "scales": "What a task multiplies each channel by: blue is above 1, orange is below 1.",
     "routes": "Which channels a task uses.",

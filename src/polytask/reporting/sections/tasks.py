@@ -13,10 +13,13 @@ from polytask.reporting.plots import Line, bars, lines, scatter
 from polytask.reporting.record import RunRecord, TaskRecord
 from polytask.reporting.section import Section, fill, task_anchor
 from polytask.reporting.sections.classes import classes_view
+from polytask.reporting.sections.pictures import pictures_view
 from polytask.reporting.tables import Cell, Column, Table, mapping_table, value_cell
 from polytask.reporting.words import metric_label, number, shown_split, summary
 
 LONG = 20
+PARTS = {"labels": "Labels", "entities": "Entities", "tags": "Tags"}
+"""Figures that are tables of a task's parts, and their headings."""
 
 
 def tasks(record: RunRecord) -> Section | None:
@@ -46,7 +49,8 @@ def _view(task: TaskRecord, anchor: str) -> dict[str, Any]:
         "plots": plots,
         "classes": classes,
         "heat": _heat(classes.shares, classes.names) if classes is not None and wide else None,
-        "labels": labels_table(task),
+        "parts": [(heading, table) for key, heading in PARTS.items() if (table := parts_table(task, key))],
+        "pictures": pictures_view(task.figures.get("pictures") or ()),
     }
 
 
@@ -68,14 +72,14 @@ def metrics_table(task: TaskRecord) -> Table:
     return Table(columns, tuple(rows), folded=len(rows) > LONG, caption=f"{len(rows)} metrics")
 
 
-def labels_table(task: TaskRecord) -> Table | None:
-    """The rates of every label of a multilabel task."""
-    rows = task.figures.get("labels")
+def parts_table(task: TaskRecord, key: str) -> Table | None:
+    """The rates of every label, entity type or tag of a task, from its figures under ``key``."""
+    rows = task.figures.get(key)
     if not rows:
         return None
     names = list(dict.fromkeys(name for row in rows for name in row))
-    shares = [name for name in names if name not in ("label", "support")]
-    return mapping_table(rows, names, shares=shares, caption=f"{len(rows)} labels", folded=len(rows) > LONG)
+    shares = [name for name in names if name not in (names[0], "support")]
+    return mapping_table(rows, names, shares=shares, caption=f"{len(rows)} rows", folded=len(rows) > LONG)
 
 
 def _roc(found: Mapping[str, Any]) -> Markup | None:

@@ -1,17 +1,19 @@
-"""Heads: from a task's features to its raw outputs."""
+"""The head of tasks with one output a row."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from polytask.errors import ShapeError
+from polytask.models.heads.base import TaskHead, full_precision
 from polytask.sharing.layers import dense_stages, vector_from
 from polytask.tasks.task import HeadSpec
 
 
-class Head(nn.Module):
+class Head(TaskHead):
     r"""Private layers, then one affine map: raw output :math:`= s \cdot (W h(z) + b) + \mu`.
 
     The affine map is computed in float32 under autocast as well. ``shift`` (:math:`\mu`) and ``scale``
@@ -19,8 +21,8 @@ class Head(nn.Module):
 
     Args:
         spec: The widths, and what the target is standardised by.
-        shape: The features' shape without the rows: ``(d,)`` or a feature map ``(c, h, w)``, which is
-            averaged over its positions.
+        shape: The features' shape without the rows: ``(d,)``, a feature map ``(c, h, w)``, which is averaged over
+            its positions, or ``(ANY, d)`` of a text, of which the first position is read.
 
     Raises:
         ShapeError: for other feature shapes, or a shift or scale that does not fit the outputs.
@@ -36,36 +38,25 @@ class Head(nn.Module):
     scale: Tensor | None
 
     def __init__(self, spec: HeadSpec, shape: tuple[int, ...]):
-        super().__init__()
+        super().__init__(spec)
         pooled, width = vector_from(shape)
         hidden = dense_stages(width, spec.hidden, dropout=spec.dropout)
         self.layers = nn.Sequential(*pooled, *hidden)
         self.output = nn.Linear([width, *spec.hidden][-1], 1 if spec.outputs is None else spec.outputs)
         self.register_buffer("shift", None)
         self.register_buffer("scale", None)
-        self.spec = spec
         self.standardise(spec)
 
     def standardise(self, spec: HeadSpec) -> None:
         """Take the shift and scale of ``spec``; the weights stay as they are."""
         device = self.output.weight.device
-        self.shift = _buffer("shift", spec.shift, 0.0, spec.outputs, device)
-        self.scale = _buffer("scale", spec.scale, 1.0, spec.outputs, device)
-        self.spec = spec
+        self.shift = standardising_buffer("shift", spec.shift, 0.0, spec.outputs, device)
+        self.scale = standardising_buffer("scale", spec.scale, 1.0, spec.outputs, device)
+        super().standardise(spec)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, inputs: Any = None) -> Tensor:
         """Raw outputs ``[rows, outputs]``, or ``[rows]`` if ``outputs`` is None."""
-        hidden = self.layers(features)
-        if torch.is_autocast_enabled(hidden.device.type):
-            with torch.autocast(hidden.device.type, enabled=False):
-                return self._affine(hidden)
-        return self._affine(hidden)
-
-    def _affine(self, hidden: Tensor) -> Tensor:
-        weight = self.output.weight
-        raw = functional.linear(hidden.to(weight.dtype), weight, self.output.bias)
-        if raw.dtype in (torch.float16, torch.bfloat16):
-            raw = raw.float()
+        raw = full_precision(self.output, self.layers(features))
         if self.scale is not None:
             raw = raw * self.scale
         if self.shift is not None:
@@ -73,14 +64,14 @@ class Head(nn.Module):
         return raw.squeeze(-1) if self.spec.outputs is None else raw
 
 
-def same_layers(first: HeadSpec, second: HeadSpec) -> bool:
-    """Whether heads of two specs have the same layers, so that one can take the other's place."""
-    return (first.outputs, tuple(first.hidden), first.dropout) == (second.outputs, tuple(second.hidden), second.dropout)
-
-
-def _buffer(
+def standardising_buffer(
     name: str, value: tuple[float, ...] | float, neutral: float, outputs: int | None, device: torch.device
 ) -> Tensor | None:
+    """A head's shift or scale as a tensor; None where it changes nothing.
+
+    Raises:
+        ShapeError: unless there is one number, or one an output.
+    """
     numbers = tuple(value) if isinstance(value, tuple | list) else (float(value),)
     if len(numbers) not in (1, outputs or 1):
         raise ShapeError(f"The head has {outputs or 1} outputs but its {name} has {len(numbers)} numbers.")

@@ -1,0 +1,206 @@
+"""Texts as tensors: words of a vocabulary with their characters, or a pretrained model's pieces of words."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polytask.data.schema import TextColumn
+from polytask.errors import DataError, MissingExtraError
+
+UNSEEN = 0
+"""Number of a word or character that training rows did not have, or had too rarely."""
+
+SHAPES = ("special", "lower", "Title", "UPPER", "miXed", "with 4 digits", "other")
+"""What a piece's number in ``"shapes"`` says about how its word is written."""
+
+
+def words_of(series: pl.Series) -> list[list[str]]:
+    """The words of every text: those of a list column, or text split at its spaces.
+
+    Raises:
+        DataError: if a text is missing or the column holds something else.
+
+    Example:
+        >>> words_of(pl.Series("s", ["fly to Boston", ""]))
+        [['fly', 'to', 'Boston'], []]
+    """
+    inner = series.dtype.inner if isinstance(series.dtype, pl.List | pl.Array) else series.dtype
+    if inner not in (pl.String, pl.Categorical, pl.Enum):
+        raise DataError(f"Column '{series.name}' holds {series.dtype}; a text column holds text or lists of words.")
+    absent = series.is_null().arg_true()
+    if len(absent):
+        raise DataError(f"Record {int(absent[0]) + 1}, column '{series.name}': there is no text. Leave such rows out.")
+    if isinstance(series.dtype, pl.List | pl.Array):
+        rows = series.to_list()
+        for number, row in enumerate(rows, start=1):
+            if any(word is None or not word.strip() for word in row):
+                raise DataError(f"Record {number}, column '{series.name}': a word of the list is missing or empty.")
+        return rows
+    return [text.split() for text in series.cast(pl.String).to_list()]
+
+
+def fit_words(series: pl.Series, *, min_count: int, lowercase: bool, longest_word: int) -> TextColumn:
+    """The vocabulary of training texts.
+
+    Args:
+        series: Training texts.
+        min_count: Rarer words share the number of unseen ones.
+        lowercase: Whether case is left to the characters.
+        longest_word: Characters of a word that are read.
+
+    Raises:
+        DataError: if no text has a word.
+
+    Example:
+        >>> fit_words(pl.Series("s", ["To Rome", "to"]), min_count=2, lowercase=True, longest_word=20).words
+        ('to',)
+    """
+    rows = words_of(series)
+    counts = Counter(word.lower() if lowercase else word for row in rows for word in row)
+    if not counts:
+        raise DataError(f"Column '{series.name}' has no word in the training rows. Leave it out of the inputs.")
+    characters = Counter(letter for row in rows for word in row for letter in word)
+    return TextColumn(
+        series.name,
+        words=tuple(sorted(word for word, count in counts.items() if count >= min_count)),
+        characters=tuple(sorted(letter for letter, count in characters.items() if count >= min_count)),
+        lowercase=lowercase,
+        longest_word=longest_word,
+    )
+
+
+def encode_text(series: pl.Series, column: TextColumn) -> dict[str, Tensor]:
+    """The inputs of texts; -1 is padding.
+
+    Args:
+        series: Texts.
+        column: What training fixed.
+
+    Returns:
+        ``"tokens"`` int64 ``[rows, tokens]`` and ``"words"`` int64 ``[rows, words]``: for each word the place of its
+        first token. With a vocabulary of words, a token is a word, and ``"characters"`` int16 ``[rows, words, c]``
+        has its characters. With a pretrained model's tokenizer, ``"shapes"`` int64 ``[rows, tokens]`` says how each
+        token's word is written. A word that a too long text has lost has the place 0, as if it were all of the text.
+
+    Raises:
+        DataError: if a text is missing.
+
+    Warns:
+        UserWarning: if texts are longer than the model reads, with their number.
+
+    Example:
+        >>> column = TextColumn("s", words=("rome", "to"), characters=("o", "t"), lowercase=True, longest_word=4)
+        >>> found = encode_text(pl.Series("s", ["To Oslo", "to"]), column)
+        >>> found["tokens"], found["words"]
+        (tensor([[ 2,  0],
+                [ 2, -1]]), tensor([[ 0,  1],
+                [ 0, -1]]))
+    """
+    rows = words_of(series)
+    return _pieces(rows, column) if column.tokenizer else _whole_words(rows, column)
+
+
+def _whole_words(rows: Sequence[Sequence[str]], column: TextColumn) -> dict[str, Tensor]:
+    numbers = {word: at for at, word in enumerate(column.words, start=UNSEEN + 1)}
+    flat = [word for row in rows for word in row]
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    tokens = np.array([numbers.get(w.lower() if column.lowercase else w, UNSEEN) for w in flat], dtype=np.int64)
+    letters = {letter: at for at, letter in enumerate(column.characters, start=UNSEEN + 1)}
+    # Words come again and again: each is spelled once.
+    different = {word: at for at, word in enumerate(dict.fromkeys(flat))}
+    longest = min(column.longest_word, max(map(len, different), default=1))
+    spelled = np.full((len(different), longest), -1, dtype=np.int16)
+    for word, at in different.items():
+        codes = [letters.get(letter, UNSEEN) for letter in word[:longest]]
+        spelled[at, : len(codes)] = codes
+    which = np.array([different[word] for word in flat], dtype=np.int64)
+    places = np.concatenate([np.arange(length) for length in lengths]) if len(lengths) else lengths
+    return {
+        "tokens": torch.from_numpy(_padded(tokens, lengths)),
+        "words": torch.from_numpy(_padded(places, lengths)),
+        "characters": torch.from_numpy(_padded(spelled[which], lengths)),
+    }
+
+
+def _padded(flat: NDArray[Any], lengths: NDArray[np.int64]) -> NDArray[Any]:
+    """Rows of different lengths, one after the other, as one array padded with -1."""
+    width = max(1, int(lengths.max(initial=1)))
+    whole = np.full((len(lengths), width, *flat.shape[1:]), -1, dtype=flat.dtype)
+    whole[np.arange(width) < lengths[:, None]] = flat
+    return whole
+
+
+@functools.lru_cache(maxsize=8)
+def _tokenizer(definition: str, longest: int) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise MissingExtraError("Pretrained text models need the extra 'hub': pip install 'polytask[hub]'.") from None
+    made = Tokenizer.from_str(definition)
+    made.no_padding()
+    made.enable_truncation(max_length=longest)
+    return made
+
+
+def _pieces(rows: Sequence[Sequence[str]], column: TextColumn) -> dict[str, Tensor]:
+    assert column.tokenizer is not None
+    made = _tokenizer(column.tokenizer, column.longest)
+    found = made.encode_batch([" ".join(row) for row in rows])
+    cut = sum(bool(encoding.overflowing) for encoding in found)
+    if cut:
+        warnings.warn(
+            f"Column '{column.name}': {cut:,} of {len(rows):,} texts have more than {column.longest} tokens; what lies "
+            "beyond is not read. Set longest: ... of the column to read more.",
+            stacklevel=2,
+        )
+    parts = [_aligned(row, encoding) for row, encoding in zip(rows, found, strict=True)]
+    result = {}
+    for at, key in enumerate(("tokens", "words", "shapes")):
+        flat = [part[at] for part in parts]
+        lengths = np.array([len(values) for values in flat], dtype=np.int64)
+        result[key] = torch.from_numpy(_padded(np.concatenate(flat) if flat else lengths, lengths))
+    return result
+
+
+def _aligned(words: Sequence[str], encoding: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """A text's tokens, the place of each word's first one, and the shape of each token's word."""
+    tokens = np.array(encoding.ids or [UNSEEN], dtype=np.int64)
+    bounds = np.array(encoding.offsets or [(0, 0)], dtype=np.int64)
+    lengths = np.array([len(word) for word in words], dtype=np.int64)
+    starts = np.cumsum(lengths + 1) - lengths - 1
+    # A token belongs to the word of its last character: some tokenizers count a space before it as its first.
+    real = np.nonzero(bounds[:, 1] > bounds[:, 0])[0]
+    owner = np.searchsorted(starts, bounds[real, 1] - 1, side="right") - 1
+    places = np.zeros(len(words), dtype=np.int64)
+    places[owner[::-1]] = real[::-1]
+    shapes = np.zeros(len(tokens), dtype=np.int64)
+    shapes[real] = np.array([word_shape(word) for word in words], dtype=np.int64)[owner]
+    return tokens, places, shapes
+
+
+@functools.lru_cache(maxsize=65_536)
+def word_shape(word: str) -> int:
+    """How a word is written, as a place in ``SHAPES``.
+
+    Example:
+        >>> [SHAPES[word_shape(word)] for word in ("to", "Rome", "UN", "eBay", "1990s", "-")]
+        ['lower', 'Title', 'UPPER', 'miXed', 'with 4 digits', 'other']
+    """
+    tests: Mapping[str, bool] = {
+        "with 4 digits": any(letter.isdigit() for letter in word),
+        "lower": word.islower(),
+        "Title": word[:1].isupper() and (len(word) == 1 or word[1:].islower()),
+        "UPPER": word.isupper(),
+        "miXed": any(letter.isupper() for letter in word),
+    }
+    return SHAPES.index(next((name for name, fits in tests.items() if fits), "other"))

@@ -141,6 +141,20 @@ def test_looking_changes_no_parameter():
         assert torch.equal(tensor, model.state_dict()[name]), name
 
 
+def test_looks_wait_for_steps_that_train_what_is_shared():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 4, generator=g)
+    source = TensorSource(x, {"a": x[:, 0], "b": x[:, 1]})
+    tasks = [pt.tasks.regression("a"), pt.tasks.regression("b")]
+    model = pt.MultiTaskModel(pt.sharing.Hard(nn.Linear(4, 3)), tasks, example=x[:2])
+    watcher = Lookahead(10)
+    settings = TrainingSettings(steps=10, batch_size=8, select="last", strategy="alternating")
+    train(model, [source], settings=settings, callbacks=[watcher])
+    # Every second step trains the heads alone.
+    assert len(watcher.affinities) == 5
+    assert np.isfinite(watcher.affinities).all()
+
+
 def test_tasks_of_separate_tables_are_looked_at_together():
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(40, 4, generator=g), torch.randn(30, 4, generator=g)

@@ -23,7 +23,7 @@ import torch
 
 from polytask import registry
 
-METHODS = ("mgda", "cagrad", "nash_mtl", "fairgrad", "upgrad", "dualproj", "sdmgrad", "pcd")
+METHODS = ("mgda", "cagrad", "nash_mtl", "fairgrad", "upgrad", "dualproj", "sdmgrad", "pcd", "conicgrad")
 TARGETS = {10: 0.2, 40: 0.5, 100: 0.5}
 SPECIAL = {("upgrad", 40): 1.5, ("upgrad", 100): None, ("fairgrad", 40): 0.9, ("fairgrad", 100): 0.9}
 

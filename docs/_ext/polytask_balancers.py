@@ -69,6 +69,9 @@ def cost(cls: type, made) -> str:
         words.append("the losses")
     if cls.looks_again:
         words.append("a second forward of the same batch after the step")
+    if cls.halves:
+        looks = "; a backward of each and two forwards of the first beforehand" if kind_of(cls) == "loss" else ""
+        words.append(f"two halves of the step's rows{looks}")
     if any(True for _ in made.parameters()):
         words.append("an optimizer of its own for its learned weights")
     return "; ".join(words)
@@ -93,7 +96,8 @@ def example(key: str, cls: type, made) -> str:
         if kind_of(cls) == "jacobian":
             text = f"update {numbers(made.aggregate(rows, losses, made.tasks))}."
         else:
-            found = made.weigh(rows @ rows.T, losses, made.tasks)
+            further = {"cross": rows @ rows.T} if made.halves else {}
+            found = made.weigh(rows @ rows.T, losses, made.tasks, **further)
             text = f"weights {numbers(found)}, update {numbers(found @ rows)}."
     told = " A BalancerWarning says so." if caught else ""
     return f"Gradients (2, 0), (-1, 1), (0, 0): {text}{told}"

@@ -34,6 +34,7 @@ _PLACES = {
     "mean_rank": "polytask.evaluation:mean_rank",
     "ref": "polytask.serving:ref",
     "run": "polytask.api:run",
+    "tune": "polytask.analysis.tune:tune",
 }
 _PACKAGES = (
     "analysis",
@@ -82,6 +83,7 @@ __all__ = [
     "sharing",
     "tasks",
     "training",
+    "tune",
 ]
 
 if TYPE_CHECKING:
@@ -102,6 +104,7 @@ if TYPE_CHECKING:
     from polytask.analysis.compare import compare
     from polytask.analysis.comparison import Comparison
     from polytask.analysis.group import group
+    from polytask.analysis.tune import tune
     from polytask.api import evaluate, fit, run
     from polytask.data.batch import Batch
     from polytask.evaluation import Scores, delta_m, mean_rank

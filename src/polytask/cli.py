@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from polytask import __version__
+from polytask.analysis.commands import COMMANDS
 from polytask.errors import PolytaskError, suggestion
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -207,6 +208,10 @@ def list_(group: str | None) -> None:
         width = max((len(key) for key in entries), default=0)
         for key, entry in entries.items():
             click.echo(f"  {key:{width}}  {entry.help}")
+
+
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,10 @@ TASKS = {
         "polytask.tasks.tagging:tagging",
         "One tag for every word of a text: names and slots, phrases, parts of speech.",
     ),
+    "embedding": Entry(
+        "polytask.tasks.embedding:embedding",
+        "A vector a row, near to those of rows that belong together: for retrieval.",
+    ),
 }
 
 ENCODERS = {
@@ -50,6 +54,7 @@ ENCODERS = {
     "convnet": Entry("polytask.models.encoders.convnet:ConvNet", "A small convolutional network for images."),
     "resnet18": Entry("polytask.models.encoders.resnet:resnet18", "ResNet-18 for arrays of images."),
     "resnet34": Entry("polytask.models.encoders.resnet:resnet34", "ResNet-34 for arrays of images."),
+    "mobilenet_v2": Entry("polytask.models.encoders.mobilenet:MobileNetV2", "MobileNetV2 for arrays of images."),
     "fpn": Entry(
         "polytask.models.encoders.fpn:FPN", "A feature pyramid over a backbone's stages, merged into one map."
     ),
@@ -59,6 +64,10 @@ ENCODERS = {
     "hub": Entry(
         "polytask.models.encoders.hub:Hub",
         "A pretrained text encoder that is built like BERT: BERT, RoBERTa, DistilBERT, MiniLM and their kin.",
+    ),
+    "fusion": Entry(
+        "polytask.models.encoders.fusion:Fusion",
+        "An encoder for each text and image column and one for all numbers and categories, joined by dense layers.",
     ),
 }
 
@@ -315,6 +324,12 @@ DATASETS = {
     "conll2003": Entry(
         "polytask.data.datasets.conll2003:load",
         "CoNLL-2003 English: parts of speech, phrases and names of 20,744 news sentences.",
+    ),
+    "tree_crowns": Entry(
+        "polytask.data.datasets.tree_crowns:load", "Boxes of tree crowns in four aerial pictures, as 413 tiles."
+    ),
+    "shapes": Entry(
+        "polytask.data.datasets.shapes:load", "Scenes of garments and emoji with boxes and masks, 5,500 pictures."
     ),
 }
 

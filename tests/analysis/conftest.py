@@ -1,10 +1,15 @@
 """A small table, a recipe over it, and a comparison of it."""
 
+import json
+
 import numpy as np
 import polars as pl
 import pytest
 
+from polytask import registry
+from polytask.analysis import workshop
 from polytask.analysis.compare import compare
+from polytask.analysis.pool import Outcome
 
 TASKS = {"up": {"type": "binary"}, "size": {"type": "regression"}, "kind": {"type": "multiclass"}}
 
@@ -42,3 +47,44 @@ def finished(recipe, tmp_path_factory):
     """A comparison that came to its end; tests read it and copy its folder."""
     out = tmp_path_factory.mktemp("compare") / "first"
     return compare(recipe, balancers="equal,pcgrad", baselines="trees", seeds=2, jobs=1, out=out)
+
+
+class HerePool:
+    """Works in this process, since processes take seconds to start, and does a job when it is waited for.
+
+    Arguments and results go through JSON, as they do between processes.
+    """
+
+    def __init__(self, workers, *, context, context_arguments, on_event=None):
+        self._make, self._jobs, self._context = (context, context_arguments), [], None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    @property
+    def unfinished(self):
+        return len(self._jobs)
+
+    def submit(self, job):
+        self._jobs.append(job)
+
+    def wait(self):
+        job = self._jobs.pop(0)
+        if self._context is None:
+            self._context = registry.resolve(self._make[0])(**self._make[1])
+        try:
+            value = registry.resolve(job.function)(self._context, **json.loads(json.dumps(dict(job.arguments))))
+        except Exception as error:
+            return Outcome(job, error=str(error), kind=type(error).__name__)
+        return Outcome(job, json.loads(json.dumps(value, allow_nan=False)))
+
+
+@pytest.fixture(scope="module")
+def here():
+    """Jobs of a workshop are done in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workshop, "Pool", HerePool)
+        yield

@@ -50,7 +50,7 @@ def recipe(folder, **photo):
             "left": {"type": "binary", "positive": "yes"},
         },
         "model": {"encoder": {"name": "fpn", "backbone": {"name": "convnet", "channels": [8, 12]}, "channels": 12}},
-        "training": {"epochs": 2, "batch_size": 8, "device": "cpu"},
+        "training": {"epochs": 2, "batch_size": 8, "device": "cpu", "augment": {"flip": 0.5, "noise": 0.01}},
     }
 
 

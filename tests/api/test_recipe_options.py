@@ -70,7 +70,7 @@ def test_tasks(recipe, tmp_path, options):
             "epochs": 2,
         },
         {"freeze": ["encoder.cat*"], "rates": {"encoder": 0.5, "heads": 2, "layer_decay": 0.9}},
-        {"unfreeze_every": 1, "epochs": 2},
+        {"unfreeze_every": 1, "epochs": 2, "freeze": "encoder.categories"},
     ],
     ids=[
         "sgd", "nadam", "penalties", "bf16", "patience", "loggers", "alternating", "levels", "phases", "rates", "thaw",
@@ -124,6 +124,22 @@ def test_an_encoder_of_ones_own_by_import_path(recipe, tmp_path, monkeypatch):
     done, _ = go(recipe, tmp_path / "run", model={"encoder": encoder})
     frame = pl.read_csv(recipe["data"]["table"])
     assert pt.load(done.path / "bundle").predict(frame, ["buys"]).height == 300
+
+
+def test_a_strategy_of_ones_own_by_import_path(recipe, tmp_path, monkeypatch):
+    (tmp_path / "own_strategy.py").write_text(
+        "from polytask.training.strategies import Strategy, Turn\n"
+        "class HeadsFirst(Strategy):\n"
+        "    def __init__(self, tasks, epochs):\n"
+        "        self.tasks, self.epochs = tasks, epochs\n"
+        "    def turn(self, step, steps_per_epoch):\n"
+        "        return Turn('heads' if step < self.epochs * steps_per_epoch else 'all')\n"
+        "    def describe(self):\n"
+        "        return f'Heads of {self.tasks} first.'\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    done, _ = go(recipe, tmp_path / "run", training={"strategy": {"name": "own_strategy:HeadsFirst", "epochs": 1}})
+    assert done.notes[1] == "Heads of ['buys', 'segment', 'spends'] first."
 
 
 def test_files_that_come_divided(people, tmp_path):

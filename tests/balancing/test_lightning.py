@@ -70,6 +70,16 @@ def test_a_step_is_the_one_of_a_hand_written_loop(at):
     assert not torch.equal(before, weights(module))
 
 
+def test_the_other_half_of_the_rows_is_handed_on():
+    module, other = Module("modo"), Module("modo")
+    module.training_step(x()[:3], second=module.losses(x()[3:])[0])
+    first, second = (other.losses(rows)[0] for rows in x().chunk(2))
+    B.backward(first, other.net["trunk"].parameters(), balancer=other.balancer, second=second)
+    other.optimizers().step()
+    torch.testing.assert_close(weights(module), weights(other), rtol=0, atol=0)
+    assert not torch.equal(module.balancer.weights, torch.full((2,), 0.5, dtype=torch.float64))
+
+
 def test_gradients_of_the_step_before_are_cleared():
     module, fresh = Module("mgda"), Module("mgda")
     for p in module.parameters():

@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 
 from polytask.balancing.warn import BalancerWarning
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TRAPPED = 2  # the start (9, 9)
 
 
@@ -51,13 +51,15 @@ def front(toy):
 def ends(toy):
     """Ends of a method's ways from the five starts, each walked once."""
     known = {}
+    # A wide cone is slow here: it leans towards the worse loss at the length of the mean gradient.
+    options = {"conicgrad": {"c": 0.9}}
 
-    def end(method, **options):
+    def end(method):
         if method not in known:
             with warnings.catch_warnings():
                 # At Pareto stationary points the bargaining methods say that there is no solution.
                 warnings.simplefilter("ignore", BalancerWarning)
-                known[method] = toy.walk(method, 6000, **options)[-1].numpy()
+                known[method] = toy.walk(method, 6000, **options.get(method, {}))[-1].numpy()
         return known[method]
 
     return end
@@ -81,7 +83,7 @@ def test_ends_on_the_pareto_set_from_every_start(method, ends, front):
     assert max(gap(end, front) for end in ends(method)) < 0.15
 
 
-@pytest.mark.parametrize("method", ["sum", "pcgrad", "cagrad", "upgrad", "dualproj"])
+@pytest.mark.parametrize("method", ["sum", "pcgrad", "cagrad", "conicgrad", "upgrad", "dualproj"])
 def test_ends_on_the_pareto_set_from_all_starts_but_the_trap(method, ends, front):
     found = [gap(end, front) for end in ends(method)]
     assert max(gap for place, gap in enumerate(found) if place != TRAPPED) < 0.15
@@ -89,9 +91,10 @@ def test_ends_on_the_pareto_set_from_all_starts_but_the_trap(method, ends, front
     assert abs(ends(method)[TRAPPED][1]) < 0.2
 
 
-@pytest.mark.parametrize("method", ["sum", "cagrad"])
+@pytest.mark.parametrize("method", ["sum", "cagrad", "conicgrad"])
 def test_ends_at_the_minimum_of_the_mean_loss_where_it_escapes(method, ends, toy):
-    # CAGrad's theorem: for c < 1 it converges to minima of the mean loss, as plain descent does.
+    # CAGrad's theorem: for c < 1 it converges to minima of the mean loss, as plain descent does. ConicGrad keeps
+    # its update within an angle of the mean gradient.
     best = minimize(
         lambda p: float(toy.losses(torch.tensor(p, dtype=torch.float64)).sum()), [0.0, -8.0], method="Nelder-Mead"
     ).x

@@ -28,6 +28,7 @@ def test_dumped_recipe_loads_to_the_same(tmp_path):
     ("change", "message"),
     [
         ({"trainning": {}}, r"In the recipe: Unknown key 'trainning'.*Did you mean 'training'\?"),
+        ({"training": {"stratgy": "joint"}}, r"In training: Unknown key 'stratgy'.*Did you mean 'strategy'\?"),
         ({"training": {"epoch": 3}}, r"In training: Unknown key 'epoch'.*Did you mean 'epochs'\?"),
         ({"training": {"epochs": "many"}}, r"training.epochs is 'many': input should be a valid integer"),
         ({"training": {"epochs": 0}}, r"training.epochs is 0; it has to be at least 1"),

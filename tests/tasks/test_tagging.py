@@ -215,3 +215,16 @@ def test_fitting_counts_the_tags_and_says_which_do_not_fit():
 def test_options_that_cannot_be_used_are_named(options, text):
     with pytest.raises(RecipeError, match=text):
         tagging("t", **{"classes": ["B-X", "O"], **options})
+
+
+@pytest.mark.parametrize("crf", [False, True])
+def test_raw_outputs_flow_through_loss_score_and_decode(crf):
+    task = tagging("t", ["B-X", "I-X", "O"], crf=crf)
+    raw = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(0))
+    raw = with_transitions(raw, torch.zeros(5, 3)) if crf else raw
+    target = torch.tensor([[0, 1, 2, 2, 2, 0], [2, 2, 2, 2, 2, 2], [2, 0, 1, 1, 2, 2], [2, 2, 2, 2, 2, 0]])
+    assert task.loss(raw, target).shape == (4,)
+    kept = task.kept(raw)
+    assert [len(text.split()) for text in task.decode(kept)[""]] == [6] * 4
+    for metric in task.metrics.values():
+        assert 0 <= metric.compute(task.score(kept), target.numpy(), np.ones(4)) <= 1

@@ -102,6 +102,29 @@ def test_a_tokenizer_that_counts_spaces_as_letters_aligns_as_well(tmp_path):
     assert inputs["words"].tolist() == [[0, 3]]  # t, o and the space come before O
 
 
+PAIRS = pl.DataFrame({"s": ["to Rome", "go"], "t": ["unaffable", "go to Oslo"]})
+
+
+def pairs(**options):
+    made = TablePreprocessor.fit(PAIRS, {"s": InputSpec("text", pair="t", **options)})
+    return made.schema, made.transform(PAIRS)["s"]
+
+
+def test_pairs_of_texts_are_one_sequence(folder):
+    schema, inputs = pairs()
+    assert "[sep]" in schema.texts[0].words
+    assert (inputs["words"] >= 0).sum(1).tolist() == [4, 5]
+    assert TableSchema.from_dict(schema.to_dict()) == schema
+    schema, inputs = pairs(tokenizer=str(folder), longest=20)
+    assert inputs["tokens"][0].tolist() == [2, 6, 7, 3, 8, 9, 10, 3]
+    assert inputs["segments"][0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert inputs["words"].tolist() == [[1, 2, 4, -1], [1, 3, 4, 5]]
+    encoder = Hub(schema, str(folder)).eval()
+    told = encoder(inputs)
+    untold = encoder({**inputs, "segments": torch.zeros_like(inputs["segments"])})
+    assert not torch.allclose(told[0, 0], untold[0, 0])
+
+
 def test_long_texts_are_cut_and_that_is_said(folder):
     with pytest.warns(UserWarning, match="'s': 2 of 3 texts have more than 4 tokens"):
         _, inputs = read(["to me to", "go , go", "go"], tokenizer=str(folder), longest=4)
@@ -199,7 +222,7 @@ def test_wrong_options_and_models_of_the_hub_are_named(folder, tmp_path, monkeyp
         Hub(schema)
     with pytest.raises(RecipeError, match=r"layers is 9; .* has 3"):
         Hub(schema, str(folder), layers=9)
-    with pytest.raises(RecipeError, match="longest is 256, but the model reads 40 tokens"):
+    with pytest.raises(RecipeError, match="longest is 256, but the model reads 40"):
         Hub(read(TEXTS, tokenizer=str(folder))[0], str(folder))
     with pytest.raises(DataError, match=r"cannot be read as a pretrained model: .*it has: nothing"):
         Hub(schema, str(tmp_path))
@@ -249,3 +272,16 @@ def test_tables_that_are_no_single_text_are_refused(folder):
     encoder = BiLSTM(schema)
     with pytest.raises(RuntimeError, match="run after its begin"):
         encoder.stages[0](torch.zeros(2, 3, 150))
+
+
+@pytest.mark.slow
+def test_a_real_pretrained_model_tells_what_sentences_mean():
+    texts = ["a man is eating food", "someone eats a meal", "shares fell on monday", "the stock market went down"]
+    schema, inputs = read(texts, tokenizer="all-minilm-l6-v2", longest=64)
+    encoder = Hub(schema, "all-minilm-l6-v2", pool="mean").eval()
+    assert sum(p.numel() for p in encoder.parameters()) == 22_565_376
+    with torch.no_grad():
+        whole = torch.nn.functional.normalize(encoder(inputs)[:, 0], dim=1)
+    near = whole @ whole.T
+    assert min(near[0, 1], near[2, 3]) > 0.5
+    assert near[:2, 2:].max() < 0.3

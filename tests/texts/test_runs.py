@@ -161,10 +161,52 @@ def test_accumulating_gives_what_the_whole_batch_gives(table):
         torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("balancer", [{"name": "cagrad", "at": "features"}, "pcgrad", "uncertainty"])
+def test_texts_can_be_balanced_like_anything_else(table, balancer, tmp_path):
+    run = pt.run(
+        recipe_of(table, balancer=balancer), overrides=["training.steps=12"], out=tmp_path / "r", progress=False
+    )
+    losses = [row["loss.slots"] for row in run.history]
+    assert losses[-1] < losses[0]
+
+
+def test_from_python(flights):
+    from polytask.data.preprocess import InputSpec, TablePreprocessor
+    from polytask.models.encoders import BiLSTM
+
+    frame = pl.DataFrame(flights)
+    table = TablePreprocessor.fit(frame, {"words": InputSpec("text")})
+    tasks = [pt.tasks.tagging("slots", ["B-CITY", "B-DAY", "O"]), pt.tasks.binary("dated")]
+    model = pt.MultiTaskModel(pt.sharing.Hard(BiLSTM(table.schema, hidden=8)), tasks)
+    model.input_schema = table.schema
+    pt.fit(model, frame, epochs=3, batch_size=16, lr=0.02, progress=False)
+    assert pt.evaluate(model, frame)["slots"]["f1"] > 0.9
+
+
 def test_a_frame_with_lists_of_words_is_read_as_text(flights):
     from polytask.data.infer import infer_inputs
 
     assert infer_inputs(pl.DataFrame(flights), exclude=["slots", "dated"]) == {"words": "text"}
+
+
+def test_pairs_of_texts_through_a_recipe(flights, tmp_path):
+    frame = pl.DataFrame(flights).with_columns(other=pl.col("words").reverse())
+    frame.write_parquet(tmp_path / "pairs.parquet")
+    same = {"type": "binary", "column": "dated"}
+    inputs = {"words": {"kind": "text", "pair": "other"}}
+    run = pt.run(
+        recipe_of(tmp_path / "pairs.parquet", tasks={"same": same}, inputs=inputs), out=tmp_path / "run", progress=False
+    )
+    assert run.scores["same"]["auroc"] > 0.5
+    predictor = pt.load(tmp_path / "run" / "bundle")
+    found = predictor.predict({"words": ["fly to rome"], "other": ["friday"]})
+    assert found.height == 1
+    with pytest.raises(DataError, match="no input column 'other'"):
+        predictor.predict({"words": ["fly"]})
+    with pytest.raises(RecipeError, match=r"inputs.dated is the target of a task"):
+        build(load_recipe(recipe_of(tmp_path / "pairs.parquet", inputs={"words": {"kind": "text", "pair": "dated"}})))
+    with pytest.raises(DataError, match="'words' is a pair of them"):
+        build(load_recipe(recipe_of(tmp_path / "pairs.parquet", inputs=inputs)))
 
 
 def test_wrong_recipes_are_named(table, folder, tmp_path):

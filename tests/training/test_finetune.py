@@ -8,7 +8,7 @@ from torch import nn
 
 import polytask as pt
 from polytask.data.source import TensorSource
-from polytask.errors import RecipeError
+from polytask.errors import BalancerError, RecipeError
 from polytask.models.encoders import MLP
 from polytask.training.fit import train
 from polytask.training.settings import OptimizerSettings, RateSettings, TrainingSettings
@@ -90,6 +90,14 @@ def test_a_frozen_batchnorm_normalises_by_its_own_statistics():
     assert norm.training
 
 
+def test_a_stage_that_was_frozen_before_is_named_all_the_same():
+    m = model()
+    m.sharing.encoder.stages[0].requires_grad_(False)
+    _, watch = fit(m, freeze=("encoder.stages.0",))
+    assert not {name for moved in watch.moved() for name in moved if "stages.0" in name}
+    assert not any(p.requires_grad for p in m.sharing.encoder.stages[0].parameters())
+
+
 def test_what_is_named_in_vain_is_refused():
     with pytest.raises(
         RecipeError, match=r"training.freeze: Unknown part 'encoder.stage.0'.*Did you mean 'encoder.stages.0"
@@ -109,6 +117,48 @@ def test_stages_thaw_from_the_last_to_the_first(balancer):
     ours = {name: p for name, p in watch.loop.model.named_parameters() if "stages.0" in name and p.dim() > 1}
     state = watch.loop.optimizer.state
     assert all(state[p]["step"].item() == 4 for p in ours.values())
+
+
+@pytest.mark.parametrize("balancer", ["equal", "sum", {"name": "sum", "at": "features"}], ids=str)
+def test_layers_between_frozen_and_free_ones(balancer):
+    """A layer behind the stages thaws after them: gradients go through it, and none stays on it."""
+
+    class Encoder(MLP):
+        def __init__(self):
+            super().__init__(5, [64, 64])
+            self.last = nn.Linear(64, 8)
+            self.out_features = 8
+
+        def end(self, state):
+            return self.last(state)
+
+    x = torch.randn(ROWS, 5, generator=torch.Generator().manual_seed(0))
+    source = TensorSource(x, {f"t{i}": x[:, i] for i in range(4)})
+    torch.manual_seed(0)
+    tasks = [pt.tasks.regression(f"t{i}") for i in range(4)]
+    m = pt.MultiTaskModel(pt.sharing.Hard(Encoder()), tasks, example=x)
+    watch = Watch()
+    chosen = settings(unfreeze_every=1, epochs=3, batch_size=4, lr=0.01)
+    train(m, [source], balancer=balancer, settings=chosen, callbacks=[watch])
+    for stage, moved in enumerate(watch.moved()):
+        assert not {name for name in moved if "last" in name}
+        assert {name.split(".")[3] for name in moved if "stages" in name} == [set(), {"1"}, {"0", "1"}][stage]
+
+
+def test_shared_layers_above_a_trunk_that_waits_train_under_a_method_at_the_features():
+    def sharing(encoder):
+        return pt.sharing.Hierarchical(encoder, {"size": ["up"]}, layers=[8])
+
+    balancer = {"name": "mgda", "at": "features"}
+    for accumulate in (1, 2):
+        _, watch = fit(model(sharing), balancer, unfreeze_every=1, accumulate=accumulate)
+        first, second, *_ = watch.moved()
+        assert {name for name in first if "layers.up" in name}
+        assert not {name for name in first if "encoder" in name}
+        assert {name for name in second if "encoder" in name}
+    # A trunk that never learns leaves the method nothing to do, and that is an error.
+    with pytest.raises(BalancerError, match="The features need no gradient"):
+        fit(model(sharing), balancer, freeze=("encoder",))
 
 
 def test_an_encoder_that_has_not_begun_to_thaw_is_a_frozen_one():

@@ -1,5 +1,6 @@
 """Training strategies equal loops written by hand, to the bit, and say when they cannot work."""
 
+import csv
 import itertools
 import math
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 import polytask as pt
+from polytask.balancing.gramian.plain import Mean
 from polytask.data.source import TensorSource
 from polytask.errors import RecipeError
 from polytask.training.fit import train
@@ -181,13 +183,18 @@ def snapshots(strategy, **options):
     return states, run
 
 
+def history(run):
+    with (run.path / "history.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row["scope"] == "step"]
+
+
 def changed(before, after):
     return {name for name, value in before.items() if not torch.equal(value, after[name])}
 
 
 METHODS = [
     "equal", "dwa", "famo", "uncertainty", "mgda", {"name": "nash_mtl", "at": "features"},
-    {"name": "upgrad", "at": "last"}, "graddrop", "gradnorm", {"name": "pcgrad", "every": 1},
+    {"name": "upgrad", "at": "last"}, "graddrop", "gradnorm", "auto_lambda", "modo", {"name": "pcgrad", "every": 1},
 ]  # fmt: skip
 
 
@@ -238,6 +245,21 @@ def test_the_short_way_over_the_layers_outputs_knows_what_is_frozen():
     assert "those of the layers' outputs" in second[2].notes[0]
     for p, q in zip(first[0].parameters(), second[0].parameters(), strict=True):
         assert torch.allclose(p, q, atol=1e-5)
+
+
+def test_a_method_rests_with_the_shared_part(tmp_path):
+    class Noting(Mean):
+        looks = 0
+
+        def after_step(self, relook):
+            type(self).looks += 1
+
+    snapshots("alternating", folder=tmp_path / "one", balancer=Noting())
+    assert Noting.looks == 3
+    _, run = snapshots("alternating", folder=tmp_path / "two", balancer={"name": "mgda", "every": 2})
+    weights = [row["weight.up"] for row in history(run) if row["weight.up"]]
+    assert len(weights) == 3
+    assert weights[0] == weights[1] != weights[2]
 
 
 RESUMED = {
@@ -296,10 +318,11 @@ def test_an_absent_task_rests_in_both_parts(tmp_path):
 def test_the_conflict_monitor_changes_nothing_and_sees_only_shared_gradients(tmp_path):
     plain, looked = (fit("alternating", balancer="equal", monitor_every=every)[0] for every in (0, 1))
     assert_same(plain.state_dict(), looked.state_dict())
-    _, run = snapshots("alternating", folder=tmp_path, balancer="mgda", settings={"monitor_every": 1})
-    lines = (run.path / "history.csv").read_text().splitlines()
-    head = lines[0].split(",")
-    steps = [dict(zip(head, line.split(","), strict=True)) for line in lines[1:] if line.startswith("step")]
+    by_layer = {"monitor_every": 1, "monitor_layers": True}
+    assert_same(plain.state_dict(), fit("alternating", balancer="equal", **by_layer)[0].state_dict())
+    _, run = snapshots("alternating", folder=tmp_path, balancer="mgda", settings=by_layer)
+    steps = history(run)
+    assert all(any(value for name, value in row.items() if "encoder.0" in name) for row in steps)
     assert [bool(row["conflict_rate"]) for row in steps] == [True, False] * 3
     assert [bool(row["weight.up"]) for row in steps] == [True, False] * 3
 

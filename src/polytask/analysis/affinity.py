@@ -12,6 +12,7 @@ import numpy as np
 
 from polytask.analysis.estimates import KINDS, Affinity, Estimate, Matrix
 from polytask.analysis.jobs import Result
+from polytask.analysis.lookahead import require_shared
 from polytask.analysis.pool import Job
 from polytask.analysis.subsets import subset_recipe
 from polytask.analysis.workshop import Say, Workshop, workshop
@@ -141,6 +142,10 @@ def budgeted(recipe: Recipe, epochs: int | None, steps: int | None) -> Recipe:
 
 def measure(shop: Workshop, kinds: Sequence[str], seeds: int, looks: int, title: str) -> Affinity:
     """Do the trainings that are missing, and put the numbers together."""
+    model = shop.built.model
+    if not model.is_built:
+        model.build(shop.built.sources["train"][0].example)
+    require_shared(model)
     first = shop.base["training"]["seed"]
     numbers = tuple(first + at for at in range(seeds))
     results = shop.done([job for seed in numbers for job in _jobs(shop, kinds, seed, looks)])

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from polytask.analysis.affinity_report import SCALE, TITLES
+from polytask.analysis.tables import with_half
 from polytask.evaluation import Difference, Interval, mean_interval
 from polytask.reporting.blocks import Facts, Figures, Paragraph, Sentences, section
 from polytask.reporting.dots import Row, interval_rows
@@ -93,10 +94,10 @@ def _check(of: Grouping) -> Section:
     for task in of.tasks:
         metric, higher = of.metrics[task]
         cells = [Cell(task, note=f"{metric_label(metric)} {'↑' if higher else '↓'}", tone="quiet")]
-        cells += [Cell(_shown(mean_interval(of.values(way, task)), 1.0)) for way in WAYS]
+        cells += [Cell(with_half(mean_interval(of.values(way, task)))) for way in WAYS]
         gain = mean_interval(of.task_gains("groups", "together", task))
         tone = "good" if gain.known and gain.low > 0 else "bad" if gain.known and gain.high < 0 else ""
-        rows.append((*cells, Cell(_shown(gain, 1.0), tone=tone)))
+        rows.append((*cells, Cell(with_half(gain), tone=tone)))
     costs = [("parameters", [Cell(f"{of.trained[way].parameters:,}") for way in WAYS])]
     costs.append(("seconds", [Cell(duration(mean_interval(of.trained[way].seconds).mean)) for way in WAYS]))
     rows += [(Cell(name), *cells, Cell("")) for name, cells in costs]
@@ -108,9 +109,9 @@ def _check(of: Grouping) -> Section:
         Figures([drawn], "Mean relative gain over the tasks, with its 95 % interval over seeds; dots are seeds."),
         Table(tuple(columns), tuple(rows)),
         Paragraph(
-            f"Primary metrics on the {of.part} rows: mean over seeds, with the 95 % interval (Student's t). All models "
-            "were trained with the recipe's settings, as long each, so that groups and separate models took more "
-            "training in all. The rows were opened once, when everything had been trained.",
+            f"Primary metrics on the {of.part} rows: mean over seeds, ± half the 95 % interval (Student's t). All "
+            "models were trained with the recipe's settings, as long each, so that groups and separate models took "
+            "more training in all. The rows were opened once, when everything had been trained.",
             hint=True,
         ),
     )

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from polytask.analysis.rows import Rows, read_part
-from polytask.evaluation import CompositeIndex, evaluate
+from polytask.evaluation import evaluate
 from polytask.files import replacing
 from polytask.models import MultiTaskModel
-from polytask.recipes.build import make_model
+from polytask.recipes.build import make_index, make_model
 from polytask.recipes.load import load_recipe
 from polytask.recipes.schema import Recipe
 from polytask.training.fit import prepare_model, seeded, train
@@ -46,7 +46,6 @@ def train_network(rows: Rows, *, recipe: Mapping[str, Any], result: str, weights
     settings = loaded.training
     with seeded(settings.seed):
         model = make_model(loaded, rows.schema, rows.tasks)
-    index = CompositeIndex(loaded.index, model.tasks) if loaded.index is not None else None
     peak = watch_memory(settings.device)
     began = time.perf_counter()
     run = train(
@@ -55,7 +54,7 @@ def train_network(rows: Rows, *, recipe: Mapping[str, Any], result: str, weights
         rows.sources["validation"],
         balancer=loaded.balancer,
         settings=settings,
-        index=index,
+        index=make_index(loaded, rows.tasks),
     )
     seconds = time.perf_counter() - began
     assert run.scores is not None

@@ -16,6 +16,7 @@ from polytask.balancing.engines.replay import Replay
 from polytask.balancing.types import Engine, MicroBatch
 from polytask.data.mixing import Part
 from polytask.errors import RecipeError
+from polytask.models import MultiTaskModel
 from polytask.training.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ class Lookahead(Callback):
               C_{ij} = g_i^\top g_j / (\|g_i\| \|g_j\|).
 
     All forwards of a look have the same dropout masks. :math:`\eta` is the learning rate for SGD. Other optimizers
-    move every number by about the learning rate, whatever the gradients' size; there :math:`\eta` is the rate that
-    makes the steps of the tasks as long as that on average.
+    move every number by about the learning rate, whatever the gradients' size: to first order such a step takes
+    lr :math:`\|g\|_1` off the loss. There :math:`\eta` is lr times the mean of :math:`\|g_i\|_1` over the mean of
+    :math:`\|g_i\|_2^2`, with which plain steps take off as much on average over the tasks.
 
     Args:
         looks: How many looks a run has.
@@ -50,6 +52,7 @@ class Lookahead(Callback):
 
     def __init__(self, looks: int):
         self.looks = looks
+        self._due = False
         self._affinities: list[Matrix] = []
         self._cosines: list[Matrix] = []
 
@@ -69,17 +72,16 @@ class Lookahead(Callback):
         Raises:
             RecipeError: if the tasks share no parameters.
         """
-        if not loop.model.shared_parameters():
-            raise RecipeError(
-                f"The sharing '{type(loop.model.sharing).__name__}' has no shared parameters, so no task's step can "
-                "help another. Use one that shares, such as model.sharing: hard."
-            )
+        require_shared(loop.model)
         loop.engine = _Watched(loop.engine, self, loop)  # it passes everything else on
 
     def after_step(self, loop: Loop) -> None:
         """Look, if a look is due in this step."""
         done = loop.step + 1
-        if done * self.looks // loop.total_steps > loop.step * self.looks // loop.total_steps:
+        self._due |= done * self.looks // loop.total_steps > loop.step * self.looks // loop.total_steps
+        # Where a step trains the heads alone, the look waits for the next one that trains what is shared.
+        if self._due and loop.model.shared_parameters():
+            self._due = False
             self._look(loop, len(self._cosines))
 
     def _look(self, loop: Loop, number: int) -> None:
@@ -94,7 +96,7 @@ class Lookahead(Callback):
         stacked = torch.stack(rows).double()
         self._cosines.append(_cosines(stacked @ stacked.T, norms).cpu().numpy())
         present = norms > 0
-        rate = _rate(loop, norms[present].mean().item() if present.any() else math.nan, stacked.shape[1])
+        rate = _rate(loop, stacked)
         kept = [p.detach().clone() for p in shared]
         found = np.full((len(tasks), len(tasks)), np.nan)
         for i in range(len(tasks)):
@@ -106,6 +108,19 @@ class Lookahead(Callback):
         _move(shared, kept, rows[0], 0.0)
         found[~np.isfinite(found)] = np.nan
         self._affinities.append(found)
+
+
+def require_shared(model: MultiTaskModel) -> None:
+    """Check that tasks can do something for each other at all.
+
+    Raises:
+        RecipeError: if they share no parameters.
+    """
+    if not model.shared_parameters():
+        raise RecipeError(
+            f"The sharing '{type(model.sharing).__name__}' has no shared parameters, so no task's step can help "
+            "another. Use one that shares, such as model.sharing: hard."
+        )
 
 
 class _Watched:
@@ -169,11 +184,12 @@ def _cosines(gramian: Tensor, norms: Tensor) -> Tensor:
     return gramian / lengths / lengths[:, None]
 
 
-def _rate(loop: Loop, mean_norm: float, size: int) -> float:
+def _rate(loop: Loop, rows: Tensor) -> float:
     rate = loop.settings.lr
     if loop.settings.optimizer_settings.name == "sgd":
         return rate
-    return rate * math.sqrt(size) / mean_norm
+    squares = rows.square().sum().item()
+    return rate * rows.abs().sum().item() / squares if squares else 0.0
 
 
 def _move(shared: Sequence[torch.nn.Parameter], kept: Sequence[Tensor], row: Tensor, rate: float) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import yaml
 from polytask.errors import MissingExtraError, RecipeError
 
 if TYPE_CHECKING:
+    from optuna.study import Study
     from optuna.trial import Trial
 
 
@@ -84,7 +86,7 @@ def parse(text: str, where: str = "space") -> Range | Choice:
             raise RecipeError(f"{where}: '{text}' needs {need}, such as log:1e-4..1e-2.")
         return Range(ends[0], ends[1], log)
     try:
-        values = tuple(yaml.safe_load(f"[{body}]"))
+        values = tuple(_plain_number(value) for value in yaml.safe_load(f"[{body}]"))
     except yaml.YAMLError:
         raise RecipeError(
             f"{where}: '{text}' is no list of choices. Write A,B,C, and lists such as [64],[128,64]."
@@ -92,6 +94,14 @@ def parse(text: str, where: str = "space") -> Range | Choice:
     if log or len(values) < 2:
         raise RecipeError(f"{where}: '{text}' leaves nothing to choose. Write LOW..HIGH, log:LOW..HIGH or A,B,C.")
     return Choice(values)
+
+
+def _plain_number(value: Any) -> Any:
+    """``1e-4`` as the number that a person means; YAML 1.1 reads it as text."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
 def _number(text: str, where: str) -> float:
@@ -115,3 +125,36 @@ def require_optuna() -> Any:
         raise MissingExtraError("A search needs Optuna. Install it with: pip install 'polytask[search]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
+
+
+def open_study(store: str, name: str, directions: Sequence[str] = ("maximize",)) -> Study:
+    """A search in a store that several processes may use; made if it is not there.
+
+    A trial is given up if its value in an epoch is below the median of the others' in that epoch, once five are done
+    and never in its first epoch.
+
+    Args:
+        store: Address such as ``sqlite:///search.sqlite3``.
+        name: Of the search in the store.
+        directions: One for each objective.
+
+    Raises:
+        RecipeError: if there is no store at the address.
+    """
+    optuna = require_optuna()
+    from sqlalchemy.exc import ArgumentError, OperationalError
+
+    # Other processes write as well: wait for them.
+    options = {"connect_args": {"timeout": 60}} if store.startswith("sqlite") else {}
+    try:
+        study: Study = optuna.create_study(
+            storage=optuna.storages.RDBStorage(store, engine_kwargs=options),
+            study_name=name,
+            directions=list(directions),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
+            load_if_exists=True,
+        )
+    except (ArgumentError, OperationalError, ImportError) as error:
+        told = str(error).splitlines()[0]
+        raise RecipeError(f"The store '{store}' cannot be opened: {told} Write sqlite:///PATH for a file.") from None
+    return study

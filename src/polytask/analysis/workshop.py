@@ -32,6 +32,7 @@ class Workshop:
         folder: Where files go.
         built: What the recipe stands for.
         base: The resolved recipe as plain data.
+        data: Fingerprint of the encoded rows.
         pool: The workers; training and validation rows are their context.
         say: Gets a sentence about what goes on.
     """
@@ -39,6 +40,7 @@ class Workshop:
     folder: Folder
     built: Built
     base: Mapping[str, Any]
+    data: str
     pool: Pool
     say: Say
 
@@ -121,9 +123,10 @@ def workshop(
                 f"{kind} scores on validation rows; this recipe has none. Set data.split.validation: 0.1."
             )
         base = identity(dump_recipe(built.recipe))
-        _settle(out, kind, {"format": FORMAT, "recipe": base, "data": digest(built), **(facts or {})})
+        data = digest(built)
+        _settle(out, kind, {"format": FORMAT, "recipe": base, "data": data, **(facts or {})})
         write_rows(built, folder.rows, ("train", "validation"))
-        yield Workshop(folder, built, base, pool, say or (lambda text: None))
+        yield Workshop(folder, built, base, data, pool, say or (lambda text: None))
 
 
 def cores() -> int:

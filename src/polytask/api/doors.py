@@ -21,6 +21,7 @@ from polytask.training.fit import Run, prepare_model, seeded
 from polytask.training.fit import train as train_sources
 from polytask.training.runtime import Runtime
 from polytask.training.settings import (
+    AugmentSettings,
     OptimizerSettings,
     PenaltySettings,
     RateSettings,
@@ -42,7 +43,7 @@ def fit(
     batch_sizes: Mapping[str, int] | None = None,
     accumulate: int = 1,
     strategy: str | Mapping[str, Any] = "joint",
-    freeze: Sequence[str] = (),
+    freeze: str | Sequence[str] = (),
     unfreeze_every: int | None = None,
     lr: float = 0.001,
     rates: RateSettings | None = None,
@@ -52,6 +53,7 @@ def fit(
     clip: float | None = None,
     penalties: PenaltySettings | None = None,
     input_noise: float = 0.0,
+    augment: AugmentSettings | None = None,
     sampler: str | Mapping[str, Any] = "proportional",
     select: str = "mean_improvement",
     index: str | Mapping[str, Any] | None = None,
@@ -84,7 +86,7 @@ def fit(
         batch_sizes: Batch sizes of single tasks where tasks have rows of their own.
         accumulate: Micro-batches a step is cut into; the result is the same.
         strategy: ``joint``, ``alternating``, ``hierarchical``, or ``{"name": ..., options}``.
-        freeze: Paths of parts that are not trained, such as ``encoder.stages.0``.
+        freeze: Path of a part that is not trained, or several, such as ``encoder.stages.0``.
         unfreeze_every: Epochs after which one more stage of an encoder that starts frozen is trained.
         lr: Learning rate.
         rates: Factors of ``lr`` for the encoder, its stages and the heads.
@@ -94,6 +96,7 @@ def fit(
         clip: Largest norm of the gradient.
         penalties: L1, L2, elastic net; weights of the sharing's penalties.
         input_noise: Deviation of the noise on floating inputs.
+        augment: Random changes of images that boxes and masks follow.
         sampler: How separate sources take turns.
         select: Criterion for the best weights, or ``last``.
         index: One number over several tasks, such as ``"0.7*income.auroc + 0.3*education.accuracy"``, as in a recipe.
@@ -135,7 +138,7 @@ def fit(
         batch_sizes=dict(batch_sizes or {}),
         accumulate=accumulate,
         strategy=strategy,
-        freeze=(freeze,) if isinstance(freeze, str) else tuple(freeze),
+        freeze=freeze if isinstance(freeze, str) else tuple(freeze),
         unfreeze_every=unfreeze_every,
         lr=lr,
         rates=rates or RateSettings(),
@@ -145,6 +148,7 @@ def fit(
         clip=clip,
         penalties=penalties or PenaltySettings(),
         input_noise=input_noise,
+        augment=augment or AugmentSettings(),
         sampler=sampler,
         select=select,
         patience=patience,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -140,7 +141,7 @@ def _method(
     if len(tasks) != count:
         raise BalancerError(f"The balancer was set up for {len(tasks)} tasks, but the matrix has {count} rows.")
     kind = _kind(balancer)
-    takes = set(inspect.signature(_call_of(kind)).parameters) if kind is not None else set()
+    takes = _inputs_of(kind) if kind is not None else frozenset()
     into_constructor = {key: call.pop(key) for key in list(call) if key not in takes}
     if isinstance(into_constructor.get("order"), Tensor):
         into_constructor["order"] = into_constructor["order"].tolist()
@@ -163,9 +164,11 @@ def _kind(balancer: Any) -> type | None:
     return found if isinstance(found, type) and issubclass(found, Balancer) else None
 
 
-def _call_of(kind: type) -> Callable[..., Any]:
+@functools.cache
+def _inputs_of(kind: type) -> frozenset[str]:
+    """Names of what a call of the method takes."""
     called: Callable[..., Any] = getattr(kind, "aggregate", None) or kind.weigh  # type: ignore[attr-defined]
-    return called
+    return frozenset(inspect.signature(called).parameters)
 
 
 def _check_matrix(what: str, matrix: Tensor) -> None:

@@ -52,6 +52,7 @@ class BalancedModule:
         rescale_to: str = "none",
         clip_norm: float | None = None,
         relook: Relook | None = None,
+        second: Mapping[str, Tensor] | None = None,
     ) -> StepReport:
         """Clear gradients, balance the losses, clip, and step every optimizer of the module.
 
@@ -64,6 +65,7 @@ class BalancedModule:
             rescale_to: ``none``, ``mean`` or ``sum``, as in ``backward``.
             clip_norm: Largest norm of an optimizer's gradients; None to leave them.
             relook: Computes the batch's losses again, for methods that look twice (FAMO).
+            second: Losses of the other half of the rows, for methods that need two, as in ``backward``.
 
         Returns:
             Losses, weights and the Gramian of the step: ``self.log_dict(report.losses)`` logs the losses.
@@ -78,7 +80,9 @@ class BalancedModule:
         optimizers = list(found) if isinstance(found, list | tuple) else [found]
         for optimizer in optimizers:
             optimizer.zero_grad()
-        report = backward(losses, shared, balancer=balancer, features=features, at=at, rescale_to=rescale_to)
+        report = backward(
+            losses, shared, balancer=balancer, features=features, at=at, rescale_to=rescale_to, second=second
+        )
         for optimizer in optimizers:
             if clip_norm is not None:
                 module.clip_gradients(optimizer, gradient_clip_val=clip_norm, gradient_clip_algorithm="norm")

@@ -14,7 +14,8 @@ from polytask.balancing.engines.choose import engine
 from polytask.balancing.engines.core import Options, Sums
 from polytask.balancing.engines.features import FeatureEngine
 from polytask.balancing.engines.gradients import add_gradients
-from polytask.balancing.engines.node import Link, aliases, unreached
+from polytask.balancing.engines.leaves import own_leaves
+from polytask.balancing.engines.node import Column, Link, aliases, unreached
 from polytask.balancing.types import Losses, MicroBatch, Reduce, StepReport
 from polytask.errors import BalancerError, unknown
 
@@ -91,7 +92,7 @@ def backward(
         parameters = _Found(trained, {})
     else:
         both = [*losses.items(), *(second or {}).items()]
-        parameters = _Found(trained, _own_leaves(both, trained, named))
+        parameters = _Found(trained, own_leaves(both, trained, named))
     runner = engine(balancer, parameters, at=at, rescale_to=rescale_to, reduce=reduce)
     if isinstance(runner, FeatureEngine):
         return _at_features(runner, losses, tasks, named)
@@ -151,54 +152,13 @@ def _at_features(
         mine = found[: len(zs)]
         if all(row is None for row in mine):
             raise BalancerError(unreached(tuple(features), [task]))
-        rows.append([torch.zeros_like(z) if row is None else row for row, z in zip(mine, zs, strict=True)])
+        rows.append(mine)
         add_gradients(own, found[len(zs) :])
-    stacks = [torch.stack(column) for column in zip(*rows, strict=True)]
-    combined, report = runner.balance(stacks, runner.reduced(total.stack(tasks)), tasks)
-    torch.autograd.backward(zs, combined, inputs=runner.shared)
+    columns = list(zip(*rows, strict=True))
+    used = [place for place, column in enumerate(columns) if any(row is not None for row in column)]
+    combined, report = runner.balance([columns[place] for place in used], runner.reduced(total.stack(tasks)), tasks)
+    torch.autograd.backward([zs[place] for place in used], combined, inputs=runner.shared)
     return report
-
-
-def _own_leaves(
-    losses: Iterable[tuple[str, Tensor]], shared: Sequence[nn.Parameter], features: Mapping[str, Tensor]
-) -> dict[str, list[nn.Parameter]]:
-    """For each task the leaves of its loss that are not shared, and checks that the shared ones are reached.
-
-    Raises:
-        BalancerError: if a shared parameter leads to no loss.
-    """
-    stops = {z.grad_fn for z in features.values()}
-    is_shared = {id(p) for p in shared}
-    reached: set[int] = set()
-    own: dict[str, dict[int, nn.Parameter]] = {}
-    for task, loss in losses:
-        leaves = _leaves([loss], stops)
-        reached |= {id(leaf) for leaf in leaves}
-        own.setdefault(task, {}).update({id(leaf): leaf for leaf in leaves if id(leaf) not in is_shared})
-    if features:
-        reached |= {id(leaf) for leaf in _leaves(features.values(), set())}
-    lost = [f"number {i} of shape {list(p.shape)}" for i, p in enumerate(shared) if id(p) not in reached]
-    if lost:
-        raise BalancerError(
-            f"No loss reaches shared parameter {', '.join(lost[:3])} ({len(lost)} in all). Leave it out of 'shared', "
-            "or use it in the forward."
-        )
-    return {task: list(leaves.values()) for task, leaves in own.items()}
-
-
-def _leaves(tensors: Iterable[Tensor], stops: set[Any]) -> list[Any]:
-    """Trained leaves that tensors depend on, not looking past the nodes in ``stops``."""
-    found, seen = [], set(stops)
-    waiting = [tensor.grad_fn for tensor in tensors]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
-        waiting.extend(following for following, _ in node.next_functions)
-    return found
 
 
 class Node:
@@ -229,6 +189,11 @@ class Node:
         if isinstance(balancer, LossWeighting):
             raise BalancerError(
                 f"'{type(balancer).__name__}' weighs losses, so no node is needed. Use 'backward' with the losses."
+            )
+        if balancer.halves:
+            raise BalancerError(
+                f"'{type(balancer).__name__}' compares two halves of the rows, whose features have nothing in common. "
+                "Use 'backward' with second=."
             )
         for task in tasks or ():
             if task not in balancer.tasks:
@@ -273,7 +238,7 @@ class Node:
             raise BalancerError(unreached(("features",), tuple(losses)))
         return self._report
 
-    def _combine(self, stacks: list[Tensor]) -> list[Tensor]:
+    def _combine(self, columns: list[Column]) -> list[Tensor]:
         assert self._link is not None
         present = self._link.present
         values = None
@@ -281,7 +246,7 @@ class Node:
             total = Sums()
             total.add(Losses(self._losses))
             values = self.engine.reduced(total.stack(present))
-        combined, self._report = self.engine.balance(stacks, values, present)
+        combined, self._report = self.engine.balance(columns, values, present)
         return combined
 
 

@@ -117,7 +117,7 @@ def as_target(value: Any, task: Task) -> Tensor:
         array = np.array([np.nan if row is None else row for row in rows], dtype=np.float64)
     else:
         array = rows
-    return _class_numbers(array, task) if task.target.form == "class" else _floats(array, task)
+    return _class_numbers(array, task) if task.target.form in ("class", "group") else _floats(array, task)
 
 
 def _tag_numbers(value: Any, task: Task) -> Tensor:

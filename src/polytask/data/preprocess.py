@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -59,6 +59,7 @@ class InputSpec:
         tokenizer: Of texts: a pretrained model whose tokenizer cuts them, by its name in a hub or its folder; a
             recipe with the encoder ``hub`` fills it in. None makes a vocabulary of words.
         longest: Of texts with a tokenizer: tokens that are read.
+        pair: Of texts: a second column whose text follows that of the first, for tasks about two sentences.
 
     Raises:
         RecipeError: for an unknown kind, scale or missing, or a count below one.
@@ -88,6 +89,7 @@ class InputSpec:
     longest_word: int = 20
     tokenizer: str | None = None
     longest: int = 256
+    pair: str = ""
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -157,7 +159,7 @@ class TablePreprocessor:
             elif spec.kind == "category":
                 categories.append(_fit_category(series, spec.min_count))
             elif spec.kind == "text":
-                texts.append(_fit_text(series, spec))
+                texts.append(_fit_text(_texts(frame, name, spec.pair), spec))
             elif holds_files(series) or holds_pixels(series):
                 images.append(image_column(series, spec.size, spec.channels))
             else:
@@ -208,7 +210,7 @@ class TablePreprocessor:
         for image in schema.images:
             result[image.name] = torch.from_numpy(pixels_of(column_of(frame, image.name, "input column"), image))
         for text in schema.texts:
-            result[text.name] = encode_text(column_of(frame, text.name, "input column"), text)
+            result[text.name] = encode_text(_texts(frame, text.name, text.pair), text)
         return result
 
     def image_sizes(self, frame: pl.DataFrame) -> NDArray[np.int64] | None:
@@ -264,10 +266,16 @@ def _fit_category(series: pl.Series, min_count: int) -> CategoryColumn:
     return CategoryColumn(series.name, tuple(kept.sort().to_list()))
 
 
-def _fit_text(series: pl.Series, spec: InputSpec) -> TextColumn:
+def _texts(frame: pl.DataFrame, name: str, pair: str) -> list[pl.Series]:
+    return [column_of(frame, column, "input column") for column in ((name, pair) if pair else (name,))]
+
+
+def _fit_text(series: Sequence[pl.Series], spec: InputSpec) -> TextColumn:
     if spec.tokenizer is None:
-        return fit_words(series, min_count=spec.min_count, lowercase=spec.lowercase, longest_word=spec.longest_word)
-    return TextColumn(series.name, tokenizer=read_tokenizer(spec.tokenizer), longest=spec.longest)
+        made = fit_words(series, min_count=spec.min_count, lowercase=spec.lowercase, longest_word=spec.longest_word)
+    else:
+        made = TextColumn(series[0].name, tokenizer=read_tokenizer(spec.tokenizer), longest=spec.longest)
+    return replace(made, pair=spec.pair)
 
 
 def _numbers(frame: pl.DataFrame, column: NumberColumn) -> tuple[Floats, np.ndarray[tuple[int], np.dtype[np.bool_]]]:

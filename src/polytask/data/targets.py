@@ -354,6 +354,13 @@ def _tags(frame: pl.DataFrame, task: Task, separator: str) -> Tensor:
     return encode_tags(_only_column(frame, task), task, _classes_of(task))
 
 
+def _group(frame: pl.DataFrame, task: Task, separator: str) -> Tensor:
+    # Only which rows are alike counts, so every table may number its values anew.
+    text = as_text(_only_column(frame, task))
+    numbers = text.rank("dense").cast(pl.Int64) - 1
+    return torch.from_numpy(np.array(numbers.fill_null(-1).to_numpy(), dtype=np.int64))
+
+
 _FORMS = {
     "class": _class,
     "binary": _binary_of,
@@ -362,4 +369,5 @@ _FORMS = {
     "count": _count,
     "distribution": _distribution,
     "tags": _tags,
+    "group": _group,
 }

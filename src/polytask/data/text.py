@@ -20,6 +20,9 @@ from polytask.errors import DataError, MissingExtraError
 UNSEEN = 0
 """Number of a word or character that training rows did not have, or had too rarely."""
 
+BETWEEN = "[SEP]"
+"""Stands between the words of two texts."""
+
 SHAPES = ("special", "lower", "Title", "UPPER", "miXed", "with 4 digits", "other")
 """What a piece's number in ``"shapes"`` says about how its word is written."""
 
@@ -49,11 +52,11 @@ def words_of(series: pl.Series) -> list[list[str]]:
     return [text.split() for text in series.cast(pl.String).to_list()]
 
 
-def fit_words(series: pl.Series, *, min_count: int, lowercase: bool, longest_word: int) -> TextColumn:
+def fit_words(series: Sequence[pl.Series], *, min_count: int, lowercase: bool, longest_word: int) -> TextColumn:
     """The vocabulary of training texts.
 
     Args:
-        series: Training texts.
+        series: Training texts; two columns for pairs.
         min_count: Rarer words share the number of unseen ones.
         lowercase: Whether case is left to the characters.
         longest_word: Characters of a word that are read.
@@ -62,16 +65,16 @@ def fit_words(series: pl.Series, *, min_count: int, lowercase: bool, longest_wor
         DataError: if no text has a word.
 
     Example:
-        >>> fit_words(pl.Series("s", ["To Rome", "to"]), min_count=2, lowercase=True, longest_word=20).words
+        >>> fit_words([pl.Series("s", ["To Rome", "to"])], min_count=2, lowercase=True, longest_word=20).words
         ('to',)
     """
-    rows = words_of(series)
+    rows = _joined([words_of(column) for column in series])
     counts = Counter(word.lower() if lowercase else word for row in rows for word in row)
     if not counts:
-        raise DataError(f"Column '{series.name}' has no word in the training rows. Leave it out of the inputs.")
+        raise DataError(f"Column '{series[0].name}' has no word in the training rows. Leave it out of the inputs.")
     characters = Counter(letter for row in rows for word in row for letter in word)
     return TextColumn(
-        series.name,
+        series[0].name,
         words=tuple(sorted(word for word, count in counts.items() if count >= min_count)),
         characters=tuple(sorted(letter for letter, count in characters.items() if count >= min_count)),
         lowercase=lowercase,
@@ -79,18 +82,26 @@ def fit_words(series: pl.Series, *, min_count: int, lowercase: bool, longest_wor
     )
 
 
-def encode_text(series: pl.Series, column: TextColumn) -> dict[str, Tensor]:
+def _joined(texts: Sequence[list[list[str]]]) -> list[list[str]]:
+    """The words of each row: those of its text, or of two with a word between them that no text has."""
+    if len(texts) == 1:
+        return texts[0]
+    return [[*first, BETWEEN, *second] for first, second in zip(*texts, strict=True)]
+
+
+def encode_text(series: Sequence[pl.Series], column: TextColumn) -> dict[str, Tensor]:
     """The inputs of texts; -1 is padding.
 
     Args:
-        series: Texts.
+        series: Texts; two columns for pairs.
         column: What training fixed.
 
     Returns:
         ``"tokens"`` int64 ``[rows, tokens]`` and ``"words"`` int64 ``[rows, words]``: for each word the place of its
         first token. With a vocabulary of words, a token is a word, and ``"characters"`` int16 ``[rows, words, c]``
         has its characters. With a pretrained model's tokenizer, ``"shapes"`` int64 ``[rows, tokens]`` says how each
-        token's word is written. A word that a too long text has lost has the place 0, as if it were all of the text.
+        token's word is written, and of pairs ``"segments"`` int64 ``[rows, tokens]`` to which text it belongs. A word
+        that a too long text has lost has the place 0, as if it were all of the text.
 
     Raises:
         DataError: if a text is missing.
@@ -100,14 +111,14 @@ def encode_text(series: pl.Series, column: TextColumn) -> dict[str, Tensor]:
 
     Example:
         >>> column = TextColumn("s", words=("rome", "to"), characters=("o", "t"), lowercase=True, longest_word=4)
-        >>> found = encode_text(pl.Series("s", ["To Oslo", "to"]), column)
+        >>> found = encode_text([pl.Series("s", ["To Oslo", "to"])], column)
         >>> found["tokens"], found["words"]
         (tensor([[ 2,  0],
                 [ 2, -1]]), tensor([[ 0,  1],
                 [ 0, -1]]))
     """
-    rows = words_of(series)
-    return _pieces(rows, column) if column.tokenizer else _whole_words(rows, column)
+    texts = [words_of(one) for one in series]
+    return _pieces(texts, column) if column.tokenizer else _whole_words(_joined(texts), column)
 
 
 def _whole_words(rows: Sequence[Sequence[str]], column: TextColumn) -> dict[str, Tensor]:
@@ -152,40 +163,45 @@ def _tokenizer(definition: str, longest: int) -> Any:
     return made
 
 
-def _pieces(rows: Sequence[Sequence[str]], column: TextColumn) -> dict[str, Tensor]:
+def _pieces(texts: Sequence[list[list[str]]], column: TextColumn) -> dict[str, Tensor]:
     assert column.tokenizer is not None
     made = _tokenizer(column.tokenizer, column.longest)
-    found = made.encode_batch([" ".join(row) for row in rows])
+    plain = [[" ".join(row) for row in rows] for rows in texts]
+    found = made.encode_batch(plain[0] if len(plain) == 1 else list(zip(*plain, strict=True)))
     cut = sum(bool(encoding.overflowing) for encoding in found)
     if cut:
         warnings.warn(
-            f"Column '{column.name}': {cut:,} of {len(rows):,} texts have more than {column.longest} tokens; what lies "
-            "beyond is not read. Set longest: ... of the column to read more.",
+            f"Column '{column.name}': {cut:,} of {len(found):,} texts have more than {column.longest} tokens; what "
+            "lies beyond is not read. Set longest: ... of the column to read more.",
             stacklevel=2,
         )
-    parts = [_aligned(row, encoding) for row, encoding in zip(rows, found, strict=True)]
+    parts = [_aligned(row, encoding) for row, encoding in zip(zip(*texts, strict=True), found, strict=True)]
+    keys = ("tokens", "words", "shapes", "segments")[: None if len(texts) > 1 else 3]
     result = {}
-    for at, key in enumerate(("tokens", "words", "shapes")):
+    for at, key in enumerate(keys):
         flat = [part[at] for part in parts]
         lengths = np.array([len(values) for values in flat], dtype=np.int64)
         result[key] = torch.from_numpy(_padded(np.concatenate(flat) if flat else lengths, lengths))
     return result
 
 
-def _aligned(words: Sequence[str], encoding: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """A text's tokens, the place of each word's first one, and the shape of each token's word."""
+def _aligned(texts: Sequence[Sequence[str]], encoding: Any) -> tuple[NDArray[np.int64], ...]:
+    """A row's tokens, the place of each word's first one, and for each token the shape of its word and its text."""
     tokens = np.array(encoding.ids or [UNSEEN], dtype=np.int64)
     bounds = np.array(encoding.offsets or [(0, 0)], dtype=np.int64)
-    lengths = np.array([len(word) for word in words], dtype=np.int64)
-    starts = np.cumsum(lengths + 1) - lengths - 1
-    # A token belongs to the word of its last character: some tokenizers count a space before it as its first.
-    real = np.nonzero(bounds[:, 1] > bounds[:, 0])[0]
-    owner = np.searchsorted(starts, bounds[real, 1] - 1, side="right") - 1
-    places = np.zeros(len(words), dtype=np.int64)
-    places[owner[::-1]] = real[::-1]
-    shapes = np.zeros(len(tokens), dtype=np.int64)
-    shapes[real] = np.array([word_shape(word) for word in words], dtype=np.int64)[owner]
-    return tokens, places, shapes
+    owners = np.array([-1 if text is None else text for text in encoding.sequence_ids or [None]], dtype=np.int64)
+    shapes, every_place = np.zeros(len(tokens), dtype=np.int64), []
+    for number, words in enumerate(texts):
+        lengths = np.array([len(word) for word in words], dtype=np.int64)
+        starts = np.cumsum(lengths + 1) - lengths - 1
+        # A token belongs to the word of its last character: some tokenizers count a space before it as its first.
+        real = np.nonzero((owners == number) & (bounds[:, 1] > bounds[:, 0]))[0]
+        owner = np.searchsorted(starts, bounds[real, 1] - 1, side="right") - 1
+        places = np.zeros(len(words), dtype=np.int64)
+        places[owner[::-1]] = real[::-1]
+        shapes[real] = np.array([word_shape(word) for word in words], dtype=np.int64)[owner]
+        every_place.append(places)
+    return tokens, np.concatenate(every_place), shapes, np.array(encoding.type_ids or [0], dtype=np.int64)
 
 
 @functools.lru_cache(maxsize=65_536)

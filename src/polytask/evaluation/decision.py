@@ -93,7 +93,6 @@ class Decision:
         tasks: The tasks by name, with their classes known.
 
     Attributes:
-        labels: What may be decided, in the order of the rules, ``otherwise`` last.
         needs: Names of the tasks whose outputs it reads.
 
     Raises:

@@ -80,11 +80,11 @@ def build(recipe: Recipe) -> Built:
     tasks = make_tasks(recipe)
     weights = _weight_columns(recipe, loaded)
     inputs, notes = choose_inputs(recipe, loaded, tasks, set(weights.values()))
-    inputs = {name: _as_encoder_reads(spec, recipe) for name, spec in inputs.items()}
+    inputs = {name: _as_encoder_reads(name, spec, recipe) for name, spec in inputs.items()}
     _parse_numbers(loaded, inputs)
     notes = [*notes, *read_pictures(loaded, inputs, tasks)]
     trained = [group.training.rows("train") for group in loaded.groups]
-    whole = trained[0] if len(trained) == 1 else pl.concat([frame.select(list(inputs)) for frame in trained])
+    whole = trained[0] if len(trained) == 1 else pl.concat([frame.select(_columns_read(inputs)) for frame in trained])
     preprocessor = TablePreprocessor.fit(whole, inputs)
     if [spec.kind for spec in inputs.values()] in (["image"], ["text"]):
         # An encoder of images or texts reads those themselves, not a dict with one entry.
@@ -114,9 +114,14 @@ def build(recipe: Recipe) -> Built:
     return Built(model, parts, preprocessor.schema, columns, tuple(notes), skipped, resolved, index, decision)
 
 
+def make_index(recipe: Recipe, tasks: Sequence[Task]) -> CompositeIndex | None:
+    """The recipe's composite index over fitted tasks, or None."""
+    return None if recipe.index is None else CompositeIndex(recipe.index, {task.name: task for task in tasks})
+
+
 def _over_tasks(recipe: Recipe, tasks: Mapping[str, Task]) -> tuple[CompositeIndex | None, Decision | None]:
     """Index and decision of a recipe; a mistake in them, or in what selects, is found before anything trains."""
-    index = CompositeIndex(recipe.index, tasks) if recipe.index is not None else None
+    index = make_index(recipe, list(tasks.values()))
     if recipe.training.select != "last":
         Criterion(recipe.training.select, tasks, index)
     return index, Decision(recipe.decision, tasks) if recipe.decision is not None else None
@@ -185,7 +190,7 @@ def choose_inputs(
     frame = loaded.groups[0].training.rows("train")
     defaults = _defaults(recipe)
     if recipe.inputs is not None:
-        for name in recipe.inputs:
+        for name in _columns_read(recipe.inputs):
             if name in targets:
                 raise RecipeError(f"inputs.{name} is the target of a task; the model would read the answer.")
             if name not in frame.columns:
@@ -203,13 +208,19 @@ def choose_inputs(
     return {name: InputSpec(kind, **defaults) for name, kind in found.items()}, describe_inference(guesses)
 
 
-def _as_encoder_reads(spec: InputSpec, recipe: Recipe) -> InputSpec:
+def _columns_read(inputs: Mapping[str, str | InputSpec]) -> list[str]:
+    """Names of the columns that inputs are read from: their own, and the second texts of pairs."""
+    pairs = [spec.pair for spec in inputs.values() if isinstance(spec, InputSpec) and spec.pair]
+    return list(dict.fromkeys([*inputs, *pairs]))
+
+
+def _as_encoder_reads(column: str, spec: InputSpec, recipe: Recipe) -> InputSpec:
     """A text column that says no tokenizer gets that of the encoder, if it has one."""
     name, options = named(recipe.model.encoder, "tabular", "model.encoder")
     if spec.kind != "text" or spec.tokenizer is not None:
         return spec
     tokenizer_of = getattr(registry.get("encoders", name), "tokenizer_of", None)
-    return spec if tokenizer_of is None else replace(spec, tokenizer=tokenizer_of(options))
+    return spec if tokenizer_of is None else replace(spec, tokenizer=tokenizer_of(options, column))
 
 
 def _defaults(recipe: Recipe) -> dict[str, Any]:

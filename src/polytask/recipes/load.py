@@ -135,8 +135,15 @@ def _relevant(error: ValidationError) -> list[Any]:
 
 def _path(problem: Mapping[str, Any]) -> tuple[Any, ...]:
     """The keys of a problem's place, without the marks that a choice between forms leaves."""
-    marks = ("str", "int", "float", "mapping[", "function-", "tuple[", "dict[", "constrained", "bool", "none")
-    path = [part for part in problem["loc"] if not str(part).lower().startswith(marks) or str(part) in _FIELDS]
+    words, beginnings = (
+        ("str", "int", "float", "bool", "none"),
+        ("mapping[", "function-", "tuple[", "dict[", "constrained"),
+    )
+    path = [
+        part
+        for part in problem["loc"]
+        if str(part) in _FIELDS or (str(part).lower() not in words and not str(part).lower().startswith(beginnings))
+    ]
     return tuple(part for part in path if str(part) not in _CLASSES)
 
 

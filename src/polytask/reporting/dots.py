@@ -129,7 +129,7 @@ def named_points(
             axes.plot([point.x], [point.y], "o", label=f"{number}  {shortened(point.name, 30)}", **style, **fill)
             axes.annotate(str(number), (point.x, point.y), (5, 4), textcoords="offset points", fontsize=8, color=INK)
         if log_x:
-            _log_axis(axes)
+            log_axis(axes)
         else:
             axes.locator_params(axis="x", nbins=5)
         axes.margins(0.09)
@@ -140,7 +140,7 @@ def named_points(
     return svg(draw, (3.6, max(3.0, 0.2 * len(shown) + 0.6)), title)
 
 
-def _log_axis(axes: Axes) -> None:
+def log_axis(axes: Axes) -> None:
     """A logarithmic horizontal axis whose numbers are plain: the page draws no mathematics."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

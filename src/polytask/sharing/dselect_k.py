@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from polytask import registry
 from polytask.errors import RecipeError
+from polytask.sharing.base import Tap, identity
 from polytask.sharing.levels import Level, Memo
 from polytask.sharing.mixture import Mixture, at_least
 
@@ -84,12 +86,19 @@ class DSelectK(Mixture):
         """A task's gate."""
         return SelectorGate(width, experts, self.k, self.gamma, self.per_example)
 
+    def forward(self, inputs: Any, tasks: Sequence[str], tap: Tap = identity) -> dict[str, Tensor]:
+        """Features of each task in ``tasks``; gates of other tasks have no penalty then."""
+        for gate in self._gates():
+            gate.kept.clear()
+        return super().forward(inputs, tasks, tap)
+
+    def _gates(self) -> list[SelectorGate]:
+        levels = [cast(Level, level) for level in self.levels]
+        return [cast(SelectorGate, gate) for level in levels for gate in level.gates.values()]
+
     def penalties(self) -> dict[str, Tensor]:
         """``entropy`` and, where the number of experts is no power of two, ``unassigned``."""
-        if not self.levels:
-            return {}
-        gates = [cast(SelectorGate, gate) for gate in cast(Level, self.levels[0]).gates.values()]
-        asked = [gate.kept for gate in gates if gate.kept]
+        asked = [gate.kept for gate in self._gates() if gate.kept]
         return {name: torch.stack([kept[name] for kept in asked]).sum() for name in (asked[0] if asked else ())}
 
 

@@ -64,13 +64,16 @@ def dense_stages(
 
 
 def channel_norm(channels: int) -> nn.GroupNorm:
-    """A group norm of feature maps with as many groups as fit, at most 32.
+    """A group norm of feature maps with at least 8 channels a group, if there are as many.
+
+    Norms of single channels would take out how much of a channel there is in the whole map.
 
     Example:
         >>> channel_norm(48).num_groups
-        24
+        6
     """
-    return nn.GroupNorm(max(count for count in range(1, 33) if channels % count == 0), channels)
+    groups = [count for count in range(1, 33) if channels % count == 0 and channels // count >= 8]
+    return nn.GroupNorm(max(groups, default=1), channels)
 
 
 def check_dropout(dropout: float) -> None:

@@ -10,6 +10,7 @@ from polytask.tasks.binary import binary
 from polytask.tasks.counts import counts
 from polytask.tasks.dense_regression import dense_regression
 from polytask.tasks.detection import detection
+from polytask.tasks.embedding import embedding
 from polytask.tasks.multiclass import multiclass
 from polytask.tasks.multilabel import multilabel
 from polytask.tasks.ordinal import ordinal
@@ -27,6 +28,7 @@ __all__ = [
     "counts",
     "dense_regression",
     "detection",
+    "embedding",
     "multiclass",
     "multilabel",
     "ordinal",

@@ -35,10 +35,11 @@ class TagLoss:
         """Losses ``[rows]`` of logits ``[rows, width, k]`` and tags ``[rows, width]``, -1 where there is none."""
         raw = upcast(raw)
         target = _as_wide(target, raw.shape[1])
-        known = (target >= 0).nonzero(as_tuple=True)
-        # Selected before the loss: the outputs of places that a row does not have are NaN.
-        losses = functional.cross_entropy(raw[known], target[known], reduction="none")
-        return raw.new_zeros(len(raw)).index_add(0, known[0], losses)
+        # Filled before the loss: the outputs of places that a row does not have are NaN. To select the others would
+        # make the host wait for the device.
+        filled = raw.masked_fill((target < 0).unsqueeze(2), 0.0).flatten(0, 1)
+        losses = functional.cross_entropy(filled, target.flatten(), ignore_index=-1, reduction="none")
+        return losses.view_as(target).sum(1)
 
 
 @dataclass(frozen=True)

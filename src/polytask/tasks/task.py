@@ -51,10 +51,11 @@ class TargetSpec:
         form: ``"class"`` (int64 ``[rows]``, missing -1), ``"binary"`` (float32 ``[rows]``, 0/1 or a
             probability, missing NaN), ``"labels"`` (float32 ``[rows, k]``, missing NaN), ``"number"``
             (float32 ``[rows]`` or ``[rows, d]``, missing NaN), ``"count"`` (float32 ``[rows]``),
-            ``"distribution"`` (float32 ``[rows, k]``, soft labels, a missing row is all NaN), or ``"tags"`` (int64
-            ``[rows, words]``, missing -1). Of pixels: ``"mask"``
-            (integers ``[rows, H, W]``, missing -1) or ``"map"`` (float32 ``[rows, H, W]``, missing NaN). ``"boxes"``
-            (float32 ``[rows, n, 5]``: class, x1, y1, x2, y2; padded by class -1, a missing row is all NaN).
+            ``"distribution"`` (float32 ``[rows, k]``, soft labels, a missing row is all NaN), ``"tags"`` (int64
+            ``[rows, words]``, missing -1), or ``"group"`` (int64 ``[rows]``, equal for rows that belong together,
+            missing -1). Of pixels: ``"mask"`` (integers ``[rows, H, W]``, missing -1) or ``"map"`` (float32
+            ``[rows, H, W]``, missing NaN). ``"boxes"`` (float32 ``[rows, n, 5]``: class, x1, y1, x2, y2; padded by
+            class -1, a missing row is all NaN).
         classes: Names of the classes or labels in order; None until seen in training data.
         positive: For binary: the raw value that means 1, or None for 1/true.
         columns: Table columns that hold the target, if they are not the one with the task's name.

@@ -25,16 +25,15 @@ def matching(model: MultiTaskModel, patterns: Sequence[str]) -> dict[str, nn.Par
         RecipeError: for a pattern that names nothing.
 
     Example:
-        >>> from polytask.sharing import Hard
-        >>> from polytask.tasks import binary
-        >>> model = MultiTaskModel(Hard(nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 8))), [binary("up")],
-        ...                        example=__import__("torch").zeros(2, 3))
-        >>> list(matching(model, ["encoder.0"]))
-        ['sharing.encoder.0.weight', 'sharing.encoder.0.bias']
+        >>> import polytask as pt
+        >>> from polytask.models.encoders import MLP
+        >>> model = pt.MultiTaskModel(pt.sharing.Hard(MLP(3, hidden=[8, 4])), [pt.tasks.binary("up")])
+        >>> list(matching(model, ["encoder.stages.0", "heads.*.bias"]))
+        ['sharing.encoder.stages.0.0.weight', 'sharing.encoder.stages.0.0.bias', 'heads.up.output.bias']
     """
     found: dict[str, nn.Parameter] = {}
     for pattern in patterns:
-        mine = {name: p for name, p in model.named_parameters() if _names(pattern, name)}
+        mine = {name: p for name, p in model.named_parameters(remove_duplicate=False) if _names(pattern, name)}
         if not mine:
             parts = [name.removeprefix("sharing.") for name, part in model.named_modules() if list(part.parameters())]
             known = [name for name in parts if name not in ("", "sharing")]
@@ -49,17 +48,18 @@ def _names(pattern: str, path: str) -> bool:
 
 
 @contextmanager
-def freezing(model: MultiTaskModel, patterns: Sequence[str]) -> Iterator[frozenset[int]]:
+def freezing(model: MultiTaskModel, patterns: str | Sequence[str]) -> Iterator[frozenset[int]]:
     """Freeze what patterns name while a run lasts; gives the parameters' ``id``.
 
     Raises:
         RecipeError: for a pattern that names nothing.
     """
-    parameters = [p for p in matching(model, patterns).values() if p.requires_grad]
+    named = matching(model, [patterns] if isinstance(patterns, str) else patterns).values()
+    parameters = [p for p in named if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
-        yield frozenset(map(id, parameters))
+        yield frozenset(map(id, named))
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
@@ -118,6 +118,14 @@ class Unfreezing:
     Raises:
         RecipeError: if the encoder has no stages.
 
+    Example:
+        >>> import polytask as pt
+        >>> from polytask.models.encoders import MLP
+        >>> model = pt.MultiTaskModel(pt.sharing.Hard(MLP(3, hidden=[8, 4])), [pt.tasks.binary("up")])
+        >>> frozen = Unfreezing(model, every=2)
+        >>> [len(frozen(epoch)) for epoch in (0, 1, 2, 4)]
+        [4, 4, 2, 0]
+
     Reference:
         Howard and Ruder, "Universal Language Model Fine-tuning for Text Classification" (ACL 2018), where it is
         called gradual unfreezing.
@@ -139,6 +147,13 @@ def rate_factors(model: MultiTaskModel, settings: RateSettings) -> dict[int, flo
 
     Raises:
         RecipeError: if the sharing has no single encoder, or ``layer_decay`` is asked of one without stages.
+
+    Example:
+        >>> import polytask as pt
+        >>> from polytask.models.encoders import MLP
+        >>> model = pt.MultiTaskModel(pt.sharing.Hard(MLP(3, hidden=[8, 4])), [pt.tasks.binary("up")])
+        >>> sorted(set(rate_factors(model, RateSettings(encoder=0.5, heads=2.0, layer_decay=0.5)).values()))
+        [0.25, 0.5, 2.0]
     """
     factors: dict[int, float] = {}
     if settings.layer_decay != 1:

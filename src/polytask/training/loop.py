@@ -14,15 +14,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from polytask.balancing.types import Engine
-from polytask.data.mixing import Mixer, Part
+from polytask.data.mixing import Mixer
 from polytask.data.source import Source
 from polytask.errors import TrainingError
 from polytask.evaluation import CompositeIndex, Scores, evaluate
 from polytask.models import MultiTaskModel
+from polytask.training.augment import Augment
 from polytask.training.callbacks import Callback
 from polytask.training.conflicts import ConflictLog
 from polytask.training.partial import Anchor, PartialUpdates
 from polytask.training.recorder import Recorder
+from polytask.training.rounds import Rounds
 from polytask.training.runtime import Runtime
 from polytask.training.settings import TrainingSettings
 from polytask.training.state import CHECKPOINT, load_state, random_state, save_state, set_random_state
@@ -73,9 +75,9 @@ class Loop:
         self.optimizer, self.schedule, self.runtime, self.settings = optimizer, schedule, runtime, settings
         self.callbacks, self.path, self.index = tuple(callbacks), path, index
         self.partial, self.anchor = partial, Anchor(partial)
-        self.steps_per_batch, self.steps_per_epoch = partial.strategy.steps_per_batch, partial.steps_per_epoch
+        self.rounds, self.steps_per_epoch = Rounds(mixer, partial.strategy.steps_per_batch), partial.steps_per_epoch
         self.total_steps = total_steps(settings, self.steps_per_epoch)
-        mixer.total_steps = -(-self.total_steps // self.steps_per_batch)
+        mixer.total_steps = -(-self.total_steps // self.rounds.length)
         self.builder = StepBuilder(
             model,
             runtime,
@@ -86,6 +88,9 @@ class Loop:
             engine.balancer.halves,
             self.anchor,
         )
+        if settings.augment.changes:
+            # It draws from the builder's generator, whose state a checkpoint has.
+            self.builder.augment = Augment(settings.augment, model.tasks, self.builder.generator)
         self.conflicts = ConflictLog(engine, settings.monitor_every, settings.log_every, settings.monitor_layers)
         self.recorder = Recorder(settings.log_every, self.conflicts.note_weights)
         self.step = 0
@@ -93,8 +98,6 @@ class Loop:
         self.history: list[dict[str, Any]] = []
         self._interrupted = False
         self._watch = GradientWatch(model.named_parameters())
-        self._parts: list[Part] = []
-        self._drawn_from: dict[str, Any] = {}
 
     @property
     def epoch(self) -> int:
@@ -130,15 +133,16 @@ class Loop:
         self.call(lambda callback: callback.on_end(self))
 
     def _train_step(self) -> None:
-        parts = self._draw()
+        parts = self.rounds.draw(self.step)
         rate = max(self.schedule.get_last_lr())
         self.optimizer.zero_grad(set_to_none=True)
         self.anchor.look(self.step)
         turn, hold = self.partial.step(self.step)
+        micro = self.builder.build(parts, turn.tasks) if hold.leaves_any else []
+        # Before anything is held, because figures of shared gradients are due in any step.
+        conflict = self.conflicts.probe(self.step + 1, micro) if micro else {}
         with hold:
-            micro = self.builder.build(parts, turn.tasks) if hold.leaves_any else []
             if micro:
-                conflict = self.conflicts.probe(self.step + 1, micro)
                 report = self.engine.backward(micro)
                 self.runtime.sum_gradients(self.model.parameters())
                 self._watch.note()
@@ -154,15 +158,6 @@ class Loop:
         self.step += 1
         if self.recorder.is_due:
             self.flush()
-
-    def _draw(self) -> list[Part]:
-        """This step's batches; where several steps share a batch, it is drawn in the first of them."""
-        if self.steps_per_batch == 1:
-            return self.mixer.draw(self.step)
-        if self.step % self.steps_per_batch == 0:
-            self._drawn_from = self.mixer.state_dict()
-            self._parts = self.mixer.draw(self.step // self.steps_per_batch)
-        return self._parts
 
     def flush(self) -> None:
         """Read the waiting reports from the device and pass their rows on."""
@@ -217,7 +212,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "schedule": {"last_epoch": self.step},
             "engine": self.engine.state_dict(),
-            "mixer": self._drawn_from if self.step % self.steps_per_batch else self.mixer.state_dict(),
+            "mixer": self.rounds.state_dict(self.step),
             "anchor": self.anchor.state_dict(),
             "recorder": self.recorder.state_dict(),
             "conflicts": self.conflicts.state_dict(),
@@ -264,11 +259,7 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self._restore_schedule(state["schedule"])
         self.engine.load_state_dict(state["engine"])
-        self.mixer.load_state_dict(state["mixer"])
-        if self.step % self.steps_per_batch:
-            # Within a round: its batch is drawn again.
-            self._drawn_from = state["mixer"]
-            self._parts = self.mixer.draw(self.step // self.steps_per_batch)
+        self.rounds.load_state_dict(state["mixer"], self.step)
         self.anchor.load_state_dict(state["anchor"])
         self.recorder.load_state_dict(state["recorder"])
         self.conflicts.load_state_dict(state["conflicts"])

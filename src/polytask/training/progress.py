@@ -38,7 +38,8 @@ class Progress(Callback):
         tasks = loop.model.tasks
         metrics = {name: (task.primary, task.metrics[task.primary].higher_is_better) for name, task in tasks.items()}
         self._seen = loop.step
-        self._display.start(loop.total_steps, list(tasks), loop.engine.describe(), metrics=metrics, done=loop.step)
+        about = " ".join(filter(None, (loop.engine.describe(), loop.partial.strategy.describe())))
+        self._display.start(loop.total_steps, list(tasks), about, metrics=metrics, done=loop.step)
 
     def on_step_end(self, loop: Loop, rows: list[dict[str, Any]]) -> None:
         """Show the steps since the last call."""

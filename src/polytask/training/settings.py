@@ -64,6 +64,46 @@ class PenaltySettings:
 
 
 @dataclass(frozen=True)
+class AugmentSettings:
+    """Random changes of the images of training batches; boxes, masks and maps move along.
+
+    Args:
+        flip: Probability that an image is mirrored, left and right exchanged.
+        flip_vertical: Probability that it is turned upside down.
+        crop: Largest change of the size of the part that is shown, and largest shift of its middle as a part of the
+            image on both sides together.
+        noise: Deviation of Gaussian noise, where images go from 0 to 1.
+        colour: Largest relative change of contrast and of each channel's brightness.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    flip: float = 0.0
+    flip_vertical: float = 0.0
+    crop: float = 0.0
+    noise: float = 0.0
+    colour: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "flip_vertical"):
+            value = getattr(self, name)
+            _require(f"augment.{name}", value, 0 <= value <= 1, "a probability from 0 to 1")
+        for name in ("crop", "colour"):
+            value = getattr(self, name)
+            _require(f"augment.{name}", value, 0 <= value < 1, "from 0 to below 1")
+        _require("augment.noise", self.noise, self.noise >= 0, "at least 0")
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything is somewhere else afterwards."""
+        return bool(self.flip or self.flip_vertical or self.crop)
+
+    @property
+    def changes(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.moves or self.noise or self.colour)
+
+
+@dataclass(frozen=True)
 class RateSettings:
     """Learning rates of parts, as factors of ``lr``; the schedule works on all alike.
 
@@ -99,8 +139,8 @@ class TrainingSettings:
         accumulate: Into how many micro-batches a step is cut to save memory; the result is the same.
         strategy: Which parameters and tasks a step touches: ``joint``, ``alternating`` or ``hierarchical``, or name
             and options.
-        freeze: Paths of parts that are not trained, such as ``encoder.stages.0``; ``*`` stands for anything. Their
-            BatchNorm statistics stay and are what they normalise by.
+        freeze: Path of a part that is not trained, or several, such as ``encoder.stages.0``; ``*`` stands for
+            anything. Their BatchNorm statistics stay and are what they normalise by.
         unfreeze_every: Start with the encoder frozen, and after every so many epochs train one more of its stages,
             from the last to the first; null trains all from the start.
         lr: Learning rate.
@@ -127,6 +167,7 @@ class TrainingSettings:
             where in the network the tasks conflict.
         penalties: L1, L2, elastic net, and weights of the sharing's penalties.
         input_noise: Standard deviation of the Gaussian noise that training adds to numeric inputs.
+        augment: Random changes of images that boxes and masks follow, such as ``{flip: 0.5, crop: 0.1}``.
         sampler: How separate sources take turns: a name, or name and options.
         loggers: ``tensorboard`` writes event files beside history.csv.
         evaluation_batch_size: Rows of a batch where nothing is trained.
@@ -139,7 +180,7 @@ class TrainingSettings:
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
     accumulate: int = 1
     strategy: str | Mapping[str, Any] = "joint"
-    freeze: tuple[str, ...] = ()
+    freeze: str | tuple[str, ...] = ()
     unfreeze_every: int | None = None
     lr: float = 0.001
     rates: RateSettings = field(default_factory=RateSettings)
@@ -159,6 +200,7 @@ class TrainingSettings:
     monitor_layers: bool = False
     penalties: PenaltySettings = field(default_factory=PenaltySettings)
     input_noise: float = 0.0
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
     sampler: str | Mapping[str, Any] = "proportional"
     loggers: tuple[str, ...] = ()
     evaluation_batch_size: int = 8192

@@ -16,6 +16,7 @@ from polytask.data.mixing import Part
 from polytask.errors import DataError, unknown
 from polytask.models import MultiTaskModel
 from polytask.tasks.task import labelled
+from polytask.training.augment import Augment
 from polytask.training.optim import parameter_penalty
 from polytask.training.partial import Anchor
 from polytask.training.runtime import Runtime
@@ -51,6 +52,9 @@ class StepBuilder:
         seed: Of that noise.
         halves: Whether to cut the rows into two halves that know which they are.
         anchor: A further penalty of the weights, or None.
+
+    Attributes:
+        augment: Changes the images of a batch, or None.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class StepBuilder:
         self.input_noise = input_noise
         self.halves = 2 if halves else 1
         self.generator = torch.Generator().manual_seed(seed + 104729 * runtime.rank)
+        self.augment: Augment | None = None
         self._order = {name: position for position, name in enumerate(model.tasks)}
 
     def build(self, parts: Iterable[Part], tasks: Collection[str] | None = None) -> list[MicroBatch]:
@@ -100,6 +105,10 @@ class StepBuilder:
         for name in batch.targets:
             if name not in self._order:
                 raise DataError(f"The batch has targets for a task that the model lacks. {self._unknown(name)}")
+        if self.augment is not None:
+            # Before labels are counted, because boxes may leave an image.
+            moved = Batch(self._move(batch.inputs), batch.targets, batch.weights)
+            batch = self.augment(moved)
         # Several processes need the same number of micro-batches, even if a share is empty on one of them.
         pieces = self.halves * self.accumulate
         count = pieces if self.runtime.world > 1 else max(1, min(pieces, len(batch)))

@@ -98,8 +98,8 @@ def check(model, batch, used):
     update, gramian = explicit(model, batch)
     runner = engine(build("cagrad", tasks=TASKS), model)
     calls = []
-    inner = runner._from_outputs
-    runner._from_outputs = lambda *given: calls.append(1) or inner(*given)
+    inner = runner.from_outputs
+    runner.from_outputs = lambda *given: calls.append(1) or inner(*given)
     for _ in range(2):
         model.zero_grad()
         report = runner.backward([batch])
@@ -127,6 +127,54 @@ def test_an_absent_task_and_the_heads():
         for p, g in zip(own, torch.autograd.grad(losses[task], own, retain_graph=True), strict=True):
             torch.testing.assert_close(p.grad, g)
     assert all(p.grad is None for p in model.task_parameters("b"))
+
+
+def last_layer(model):
+    return [p for p in model.trunk[2].parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize(("rows", "used"), [(6, True), (16, True), (17, False)])
+@pytest.mark.parametrize("make", [plain_trunk, frozen_bias_trunk])
+def test_the_last_layer_alone(make, rows, used):
+    model, batch = setting(make, (rows, 16), penalty=True)
+    losses = batch.forward(lambda f: dict.fromkeys(TASKS, f))
+    taken = [torch.autograd.grad(losses.tasks[t], last_layer(model), retain_graph=True) for t in TASKS]
+    own = torch.stack([torch.cat([g.reshape(-1) for g in grads]) for grads in taken])
+    weights = build("cagrad", tasks=TASKS).weigh(own @ own.T, None, TASKS)
+    shared = [p for p in model.shared_parameters() if p.requires_grad]
+    total = sum(w * losses.tasks[t] for w, t in zip(weights, TASKS, strict=True)) + losses.penalty
+    expected = torch.autograd.grad(total, shared, retain_graph=True)
+    runner = engine(build("cagrad", tasks=TASKS), model, at="last")
+    calls, inner = [], runner.from_outputs
+    runner.from_outputs = lambda *given: calls.append(1) or inner(*given)
+    report = runner.backward([batch])
+    assert bool(calls) == used
+    torch.testing.assert_close(report.gramian, own @ own.T, rtol=1e-9, atol=1e-12)
+    for parameter, gradient in zip(shared, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-7, atol=1e-9)
+    for task in TASKS:
+        mine = model.task_parameters(task)
+        plain = torch.autograd.grad(losses.tasks[task] + losses.penalty, mine, retain_graph=True)
+        for parameter, gradient in zip(mine, plain, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+
+
+class TiedLast(nn.Module):
+    """The last layer's weight is used before, where no module shows it."""
+
+    def __init__(self):
+        super().__init__()
+        self.two = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.two(torch.tanh(nn.functional.linear(x, self.two.weight)))[:, :12]
+
+
+def test_a_tied_last_layer_is_not_taken_from_its_outputs():
+    model, batch = setting(TiedLast)
+    _, gramian = explicit(model, batch)
+    report = engine(build("cagrad", tasks=TASKS), model, at="last").backward([batch])
+    torch.testing.assert_close(report.gramian, gramian)
 
 
 @pytest.mark.parametrize("make", [Tied, Twice, in_place_trunk, hooked_trunk])

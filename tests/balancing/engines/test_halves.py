@@ -11,6 +11,7 @@ from torch import nn
 from polytask import balancing as B
 from polytask.balancing import Losses, MicroBatch, build, engine
 from polytask.balancing.functional.simplex_projection import project_onto_simplex
+from polytask.balancing.transforms import chain, ema_gradients, log_losses, preference
 from polytask.errors import BalancerError
 
 TASKS = ("a", "b", "c")
@@ -257,12 +258,32 @@ def test_doors_hand_on_the_products():
     torch.testing.assert_close(B.aggregate(rows, "modo", second=rows.flip(1)), expected @ (rows + rows.flip(1)) / 2)
 
 
+def test_the_log_says_so():
+    described = engine(build("modo", tasks=TASKS), Model()).describe()
+    assert described.endswith("(at: parameters), with the rows of every step in two halves.")
+
+
+def test_a_chain_hands_the_products_on_as_it_changes_the_gradients():
+    rows = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    other = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    chained = build(chain(preference([1.0, 2.0, 3.0]), "modo"), tasks=TASKS)
+    factors = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    expected = project_onto_simplex(1 / 3 - 0.1 * factors * (rows @ other.T @ (factors / 3)))
+    weights = chained.weigh(rows @ rows.T, None, TASKS, cross=rows @ other.T)
+    torch.testing.assert_close(weights, factors * expected)
+    with pytest.raises(BalancerError, match="works on whole gradients, and 'MoDo' needs"):
+        chain(ema_gradients(), "modo")
+    with pytest.raises(BalancerError, match="it tries out the losses themselves"):
+        chain(log_losses(), "auto_lambda")
+
+
 def test_what_cannot_work_says_what_can():
     model, modo = Model(), build("modo", tasks=TASKS)
     losses = {task: model.heads[task](model.trunk(torch.ones(2, 3).double())).sum() for task in TASKS}
     rows = torch.eye(3)
     for words, call in {
         "different rows are different numbers": lambda: engine(modo, model, at="features"),
+        "whose features have nothing in common": lambda: B.Node(modo),
         "accumulate: exact": lambda: engine(modo, model, accumulate="micro"),
         "other half as second=": lambda: B.backward(losses, model.shared_parameters(), balancer=modo),
         "Use it in 'fit'": lambda: B.backward(losses, balancer=build("auto_lambda", tasks=TASKS)),

@@ -73,6 +73,8 @@ def test_columns_of_arrays_are_masks_and_maps():
     assert encode_target(frame, pt.tasks.segmentation("parts", 2)).tolist() == [[[0, 1]], [[-1, -1]]]
     assert encode_target(frame, pt.tasks.dense_regression("depth"))[1].tolist() == [[2.0, 3.0]]
     with pytest.raises(DataError, match=r"column 'word' there is String; it has to hold one array"):
+        encode_target(frame, pt.tasks.dense_regression("word"))
+    with pytest.raises(DataError, match=r"column 'word': there is no image file 'a'"):
         encode_target(frame, pt.tasks.segmentation("word", 2))
 
 

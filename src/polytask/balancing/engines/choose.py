@@ -42,7 +42,7 @@ def engine(
         accumulate: ``exact``: several micro-batches give what one large batch would. ``micro``: every
             micro-batch is solved by itself.
         optimizer: Of a method's learned weights: ``name`` (adam, adamw, sgd, rmsprop) and its options. Adam with
-            rate 0.025 and no weight decay if it is None.
+            the method's own rate (0.025 for most) and no weight decay if it is None.
         reduce: Sums a tensor over processes; None on one process.
         features_ok: Whether the model has features for ``at="features"``.
         why_not: Why it has none, for the error.

@@ -18,10 +18,10 @@ from polytask.balancing.engines.gradients import (
     report,
     roots,
 )
-from polytask.balancing.engines.heads import heads_only, plain_tap, rows_of, stacked
+from polytask.balancing.engines.heads import heads_only, plain_tap, rows_of
 from polytask.balancing.engines.jacobian import Jacobian
-from polytask.balancing.engines.node import Combine, Link, aliases, unreached, weighted
-from polytask.balancing.engines.rows import check_finite, exact_products, products
+from polytask.balancing.engines.node import Column, Combine, Link, aliases, unreached
+from polytask.balancing.engines.rows import check_finite, column_products, column_sum, exact_products, products
 from polytask.balancing.types import Losses, MicroBatch, StepReport
 from polytask.errors import BalancerError
 
@@ -31,11 +31,11 @@ class FeatureEngine(GradientEngine):
 
     The node's backward receives every task's dL/dz, forms the Gramian, and passes the weighted sum on. Heads
     see ordinary gradients. With several micro-batches, a first pass forms the Gramian of the whole step;
-    separate data sets, with one task a micro-batch, need no second pass. While all that lies before the features is
-    fixed, what lies behind them gets its plain gradients.
+    separate data sets, with one task a micro-batch, need no second pass. While a strategy fixes all that lies before
+    the features, what lies behind them gets its plain gradients.
     """
 
-    _trunk_learns = True
+    _waiting = False
 
     def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
         """Forward, and one backward in which the weights are found."""
@@ -62,8 +62,8 @@ class FeatureEngine(GradientEngine):
 
     def _streams(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> bool:
         """Whether no two tasks share rows, and a trunk gradient for every task fits the memory budget."""
-        if not self.shared or not all(p.requires_grad for p in self.shared):
-            return False  # without a trunk that learns, no gradient arrives at the features
+        if not self.shared or self._shared_waits():
+            return False
         size = len(tasks) * sum(p.numel() * max(4, p.element_size()) for p in self.shared)
         return size <= self.options.memory_budget and all(len(b.tasks) == 1 for b in micro)
 
@@ -119,15 +119,15 @@ class FeatureEngine(GradientEngine):
         total = Sums()
         made: list[StepReport] = []
 
-        def combine(stacks: list[Tensor]) -> list[Tensor]:
-            combined, found = self.balance(stacks, self.reduced(total.stack(tasks)), tasks)
+        def combine(columns: list[Column]) -> list[Tensor]:
+            combined, found = self.balance(columns, self.reduced(total.stack(tasks)), tasks)
             made.append(found)
             return combined
 
         losses = self.forward(batch, combine, tasks)
         total.add(losses)
         torch.autograd.backward(roots(losses.tasks, losses.penalty))
-        if not made and not self._trunk_learns:
+        if self._waiting:
             return report(tasks, self.reduced(total.stack(tasks)), None)
         if not made:
             raise BalancerError(
@@ -137,12 +137,12 @@ class FeatureEngine(GradientEngine):
         return made[0]
 
     def balance(
-        self, stacks: Sequence[Tensor], losses: Tensor | None, tasks: tuple[str, ...]
+        self, columns: Sequence[Column], losses: Tensor | None, tasks: tuple[str, ...]
     ) -> tuple[list[Tensor], StepReport]:
         """What goes on into the trunk, from every task's gradient of the features.
 
         Args:
-            stacks: One ``[p, ...]`` a feature tensor.
+            columns: The p rows of every feature tensor; no column is without any.
             losses: Of the present tasks ``[p]``, or None if they are unknown.
             tasks: Names of the present tasks.
 
@@ -150,17 +150,20 @@ class FeatureEngine(GradientEngine):
             A gradient for every feature tensor, and the report.
         """
         if isinstance(self.balancer, JacobianAggregator):
-            return self._aggregated(self.balancer, stacks, losses, tasks), report(tasks, losses, None)
-        flat = [stack.reshape(len(tasks), -1) for stack in stacks]
-        gramian = self.reduced(sum_of(products(rows) for rows in flat))
+            return self._aggregated(self.balancer, columns, losses, tasks), report(tasks, losses, None)
+        gramian = self.reduced(sum_of(column_products(column) for column in columns))
         weights, found = self.decide(
-            gramian, losses, tasks, lambda: self.reduced(sum_of(exact_products(rows) for rows in flat))
+            gramian,
+            losses,
+            tasks,
+            lambda: self.reduced(sum_of(column_products(column, exact_products) for column in columns)),
         )
-        return [weighted(stack, weights.to(stack.device)) for stack in stacks], found
+        return [column_sum(column, weights) for column in columns], found
 
     def _aggregated(
-        self, balancer: JacobianAggregator, stacks: Sequence[Tensor], losses: Tensor | None, tasks: tuple[str, ...]
+        self, balancer: JacobianAggregator, columns: Sequence[Column], losses: Tensor | None, tasks: tuple[str, ...]
     ) -> list[Tensor]:
+        stacks = [whole(column) for column in columns]
         flat = torch.cat([stack.reshape(len(tasks), -1) for stack in stacks], 1)
         jacobian = flat.to(torch.promote_types(flat.dtype, torch.float32))
         check_finite(torch.diag(torch.linalg.vector_norm(jacobian, dim=1).cpu()), tasks)
@@ -192,9 +195,9 @@ class FeatureEngine(GradientEngine):
         with self.replay.peek():
             for batch in micro:
                 order = [task for task in tasks if task in batch.tasks]
-                rows, losses = self._rows(batch, order)
+                columns, losses = self._rows(batch, order)
                 total.add(losses)
-                part = sum_of(form(stack.reshape(len(order), -1)) for stack in rows)
+                part = sum_of(column_products(column, form) for column in columns)
                 if gramian is None:
                     gramian = part.new_zeros(len(tasks), len(tasks))
                 at = torch.tensor([tasks.index(task) for task in order], device=part.device)
@@ -202,8 +205,8 @@ class FeatureEngine(GradientEngine):
         assert gramian is not None
         return gramian, total
 
-    def _rows(self, batch: MicroBatch, order: list[str]) -> tuple[list[Tensor], Losses]:
-        """Every task's gradient of the features, one stack ``[p, ...]`` a feature tensor."""
+    def _rows(self, batch: MicroBatch, order: list[str]) -> tuple[list[Column], Losses]:
+        """Every task's gradient of the features, a column for each feature tensor that some loss depends on."""
         losses, leaves = heads_only(batch)
         losses = self.check_losses(batch, losses)
         check_called([True] if leaves else [])
@@ -211,7 +214,8 @@ class FeatureEngine(GradientEngine):
         for task, mine in zip(order, rows, strict=True):
             if all(row is None for row in mine):
                 raise BalancerError(unreached(tuple(leaves), [task]))
-        return stacked(rows, leaves), losses
+        columns: list[Column] = [column for column in zip(*rows, strict=True) if any(row is not None for row in column)]
+        return columns, losses
 
     def forward(self, batch: MicroBatch, combine: Combine, tasks: tuple[str, ...]) -> Losses:
         """Run the model with a balance node at the tap."""
@@ -220,12 +224,18 @@ class FeatureEngine(GradientEngine):
 
         def tap(features: dict[str, Tensor]) -> Mapping[str, Mapping[str, Tensor]]:
             called.append(True)
-            self._trunk_learns = any(z.requires_grad for z in features.values())
+            self._waiting = not any(z.requires_grad for z in features.values()) and self._shared_waits()
+            if self._waiting:
+                return plain_tap(features)
             return aliases(features, Link(order, tuple(features), combine))
 
         losses = self.check_losses(batch, batch.forward(tap))
         check_called(called)
         return losses
+
+    def _shared_waits(self) -> bool:
+        """Whether a training strategy fixes shared parameters that will be trained later."""
+        return not all(p.requires_grad for p in self.shared)
 
     def place(self) -> str:
         """In words."""
@@ -243,7 +253,13 @@ def check_called(called: list[bool]) -> None:
 
 def fixed(weights: Tensor) -> Combine:
     """Combine rows with weights that are known before the backward."""
-    return lambda stacks: [weighted(stack, weights.to(stack.device)) for stack in stacks]
+    return lambda columns: [column_sum(column, weights) for column in columns]
+
+
+def whole(column: Column) -> Tensor:
+    """The rows of a column as one ``[p, ...]``."""
+    some = next(row for row in column if row is not None)
+    return torch.stack([torch.zeros_like(some) if row is None else row for row in column])
 
 
 def sum_of(parts: Iterable[Tensor]) -> Tensor:

@@ -137,7 +137,9 @@ def ghost_products(layers: Sequence[Layer], stacks: Sequence[Tensor], dtype: tor
             if layer.has_bias:
                 kernel = kernel + 1.0  # the bias is a weight whose input is always one
             # One product a task: a batched one copies the kernel for every task, and took twice as long.
-            seen = torch.stack([kernel @ grad for grad in grads])
+            seen = torch.empty_like(grads)
+            for grad, room in zip(grads, seen, strict=True):
+                torch.mm(kernel, grad, out=room)
             total += grads.reshape(count, -1) @ seen.reshape(count, -1).T
     return total
 

@@ -93,7 +93,9 @@ class Jacobian:
 def add_gradient(parameter: Tensor, gradient: Tensor) -> None:
     """Put a gradient into ``.grad``, or add it to what is there."""
     if parameter.grad is None:
-        parameter.grad = gradient.to(parameter.dtype)
+        made = gradient.to(parameter.dtype)
+        # In another layout, what a later backward adds to it would be slow, and PyTorch warns of that.
+        parameter.grad = made if made.stride() == parameter.stride() else torch.empty_like(parameter).copy_(made)
     else:
         parameter.grad += gradient
 

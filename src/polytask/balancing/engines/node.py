@@ -10,8 +10,10 @@ from torch import Tensor
 
 from polytask.errors import BalancerError
 
-Combine = Callable[[list[Tensor]], list[Tensor]]
-"""Maps the rows of every feature tensor, each ``[p, ...]``, to the gradients that go on into the trunk."""
+Column = Sequence[Tensor | None]
+"""Every present task's gradient of one feature tensor; None where a loss does not depend on it."""
+Combine = Callable[[list[Column]], list[Tensor]]
+"""Maps the column of every feature tensor to the gradient that goes on into the trunk."""
 
 
 class Link:
@@ -20,7 +22,7 @@ class Link:
     Args:
         tasks: Names of the tasks that get an alias.
         keys: Names of the feature tensors.
-        combine: Called once in the backward with one stack of rows for every feature tensor.
+        combine: Called once in the backward with one column of rows for every feature tensor.
 
     Attributes:
         present: Tasks whose rows count in the coming backward: all, unless somebody says otherwise.
@@ -39,14 +41,8 @@ class Link:
         if missing:
             raise BalancerError(unreached(self.keys, missing))
         used = [i for i in range(width) if any(mine[i] is not None for mine in by_task)]
-        stacks = [_stacked([mine[i] for mine in by_task]) for i in used]
-        combined = dict(zip(used, self.combine(stacks), strict=True))
+        combined = dict(zip(used, self.combine([[mine[i] for mine in by_task] for i in used]), strict=True))
         return [combined.get(position) for position in range(width)]
-
-
-def _stacked(rows: Sequence[Tensor | None]) -> Tensor:
-    some = next(row for row in rows if row is not None)
-    return torch.stack([torch.zeros_like(some) if row is None else row for row in rows])
 
 
 def unreached(keys: Sequence[str], tasks: Sequence[str]) -> str:
@@ -96,10 +92,3 @@ def aliases(features: Mapping[str, Tensor], link: Link) -> dict[str, dict[str, T
         )
     flat = iter(_BalanceNode.apply(link, *features.values()))  # type: ignore[no-untyped-call]
     return {task: {key: next(flat) for key in features} for task in link.tasks}
-
-
-def weighted(stack: Tensor, weights: Tensor) -> Tensor:
-    """The weighted sum over the first dimension of ``[p, ...]``, in the stack's dtype."""
-    flat = stack.reshape(len(stack), -1)
-    with torch.autocast(stack.device.type, enabled=False):
-        return (weights.to(flat) @ flat).view(stack.shape[1:])

@@ -10,25 +10,19 @@ from torch import Tensor, nn
 
 from polytask.balancing.base import Balancer, JacobianAggregator
 from polytask.balancing.engines.core import Options, Sums
-from polytask.balancing.engines.ghost import (
-    FEWEST_TASKS,
-    Layer,
-    ghost_products,
-    linear_layers,
-    pays,
-    recorded,
-    used_once,
-    write_weighted,
-)
+from polytask.balancing.engines.ghost import FEWEST_TASKS, linear_layers, pays, recorded, write_weighted
 from polytask.balancing.engines.gradients import GradientEngine, add_gradients, backward_penalty, gradients, report
 from polytask.balancing.engines.halves import cross_products
 from polytask.balancing.engines.heads import plain_tap
 from polytask.balancing.engines.jacobian import Jacobian, blocks_of
+from polytask.balancing.engines.outputs import OutputEngine
 from polytask.balancing.engines.rows import check_finite, exact_products, products
 from polytask.balancing.types import Losses, MicroBatch, Parameters, StepReport
 
+OUTPUTS = ", from those of the layers' outputs where a step has at most half as many rows as inputs"
 
-class ParameterEngine(GradientEngine):
+
+class ParameterEngine(OutputEngine):
     """Keeps every task's gradient of the shared parameters in one ``[m, n]`` buffer.
 
     The forward and gradients of one micro-batch are over before the next begins, and each costs as many
@@ -44,8 +38,8 @@ class ParameterEngine(GradientEngine):
         # Of the second half alone, for a method that needs two.
         self._second = Jacobian(self.shared) if self.shared and balancer.halves else None
         alone = options.reduce is None and not isinstance(balancer, JacobianAggregator) and not balancer.halves
-        self._linear = linear_layers(module, self.shared) if alone and len(balancer.tasks) >= FEWEST_TASKS else []
-        self._checked = False
+        if alone and len(balancer.tasks) >= FEWEST_TASKS:
+            self._linear = linear_layers(module, self.shared)
 
     def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
         """Rows of the Jacobian, the solve, and the result in ``.grad``."""
@@ -57,8 +51,11 @@ class ParameterEngine(GradientEngine):
         if self._pays_from_outputs(micro, tasks):
             with recorded(self._linear) as layers:
                 first = self.check_losses(micro[0], micro[0].forward(plain_tap))
-            if pays(layers) and self._tied_to_nothing(first):
-                return self._from_outputs(first, tasks, layers)
+            if pays(layers) and self.tied_to_nothing(first, self.shared):
+                weights, found, stacks = self.from_outputs(first, tasks, layers)
+                write_weighted(layers, stacks, weights)
+                backward_penalty(first)
+                return found
         total, buffers = Sums(), started([self.jacobian, self._second], len(tasks))
         for batch in micro:
             losses = first or self.check_losses(batch, batch.forward(plain_tap))
@@ -86,39 +83,9 @@ class ParameterEngine(GradientEngine):
         return found
 
     def _pays_from_outputs(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> bool:
-        """Whether the short way may be tried; it takes the weights of all layers, so none may be fixed."""
+        """Whether the short way may be tried: it takes all layers, and is judged when none of them is fixed."""
         wide = bool(self._linear) and len(micro) == 1 and len(tasks) >= FEWEST_TASKS
         return wide and all(p.requires_grad for p in self.shared)
-
-    def _tied_to_nothing(self, losses: Losses) -> bool:
-        """Checked in the first step that could use it; a model whose weights are used elsewhere never does."""
-        if not self._checked:
-            self._checked = True
-            if not used_once(losses.tasks, self.shared):
-                self._linear = []
-        return bool(self._linear)
-
-    def _from_outputs(self, losses: Losses, tasks: tuple[str, ...], layers: Sequence[Layer]) -> StepReport:
-        """The same update from the tasks' gradients of the linear layers' outputs alone."""
-        outputs = [layer.outputs[0] for layer in layers]
-        stacks = [layer.empty_stack(len(tasks)) for layer in layers]
-        for row, task in enumerate(tasks):
-            own = self.own_parameters(task)
-            grads = gradients(losses.tasks[task], [*outputs, *own], keep_graph=True)
-            for stack, grad in zip(stacks, grads, strict=False):
-                stack[row] = 0.0 if grad is None else grad.reshape(stack[row].shape)
-            add_gradients(own, grads[len(outputs) :])
-        total = Sums()
-        total.add(losses)
-        weights, found = self.decide(
-            ghost_products(layers, stacks, stacks[0].dtype),
-            total.stack(tasks),
-            tasks,
-            lambda: ghost_products(layers, stacks, torch.float64),
-        )
-        write_weighted(layers, stacks, weights)
-        backward_penalty(losses)
-        return found
 
     def _jacobian_again(self) -> Tensor:
         assert self.jacobian is not None
@@ -156,11 +123,11 @@ class ParameterEngine(GradientEngine):
         """In words."""
         words = "gradients of the shared parameters (at: parameters)"
         if self._linear:
-            words += ", from those of the layers' outputs where a step has at most half as many rows as inputs"
+            words += OUTPUTS
         return words
 
 
-class PartEngine(GradientEngine):
+class PartEngine(OutputEngine):
     """Finds the weights from a part of the gradients at a time, then does one weighted backward.
 
     For ``at: last`` the one part is the last shared layer. For a Jacobian above the memory budget the parts
@@ -181,13 +148,25 @@ class PartEngine(GradientEngine):
         super().__init__(balancer, parameters, options, optimizer)
         self.parts = [last_shared(parameters, self.shared)] if parts is None else [list(part) for part in parts]
         self._last = parts is None
+        module = parameters if isinstance(parameters, nn.Module) else None
+        if self._last and options.reduce is None and not balancer.halves:
+            self._linear = linear_layers(module, self.parts[0])
 
     def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
         """The Gramian part by part, the solve, and a weighted backward."""
         kept = self.kept_weights(tasks)
         if kept is not None:
             return self.told(tasks, self.weighted_pass(micro, tasks, kept), kept)
-        alone = self.check_losses(micro[0], micro[0].forward(plain_tap)) if len(micro) == 1 else None
+        alone = None
+        if len(micro) == 1:
+            with recorded(self._linear) as layers:
+                alone = self.check_losses(micro[0], micro[0].forward(plain_tap))
+            # The short way takes the weights of the whole layer, so none may be fixed.
+            trained = all(p.requires_grad for p in self.parts[0])
+            if self._linear and trained and pays(layers) and self.tied_to_nothing(alone, self.parts[0]):
+                weights, found, _ = self.from_outputs(alone, tasks, layers)
+                self.weighted_backward(alone, tasks, weights, own=False)
+                return found
         gramian, values, cross = self._gramian(micro, tasks, alone, products, own=True)
         weights, found = self.decide(
             gramian, values, tasks, lambda: self._gramian(micro, tasks, alone, exact_products)[0], cross=cross
@@ -240,7 +219,8 @@ class PartEngine(GradientEngine):
     def place(self) -> str:
         """In words."""
         if self._last:
-            return "gradients of the last shared layer (at: last)"
+            words = "gradients of the last shared layer (at: last)"
+            return words + (OUTPUTS if self._linear else "")
         return f"gradients of the shared parameters (at: parameters), in {len(self.parts)} parts to save memory"
 
 

@@ -12,6 +12,9 @@ from polytask.errors import BalancerError
 BLOCK = 1 << 22
 """Columns that are looked at together where a copy is needed: bounds the extra memory."""
 
+TOGETHER = 1 << 18
+"""Entries of separate rows that are stacked at a time: a copy of all rows would take as much memory again."""
+
 _LOW, _HIGH = 1e-28, 1e30
 """Squared norms outside of this range may have lost digits to float32; they are formed again in float64."""
 
@@ -33,6 +36,36 @@ def exact_products(rows: Tensor) -> Tensor:
         block = rows[:, start : start + BLOCK].double()
         total += block @ block.T
     return total
+
+
+def column_products(column: Sequence[Tensor | None], form: Callable[[Tensor], Tensor] = products) -> Tensor:
+    """Inner products ``[p, p]`` of rows that lie apart, with ``form`` for the products of a block of columns.
+
+    Args:
+        column: Every task's gradient of one feature tensor; None stands for zeros. At least one is a tensor.
+        form: ``products`` or ``exact_products``.
+    """
+    some = next(row for row in column if row is not None)
+    flat = [None if row is None else row.reshape(-1) for row in column]
+    width = max(1, TOGETHER // len(column))
+    total = None
+    for start in range(0, some.numel(), width):
+        stop = min(start + width, some.numel())
+        block = torch.stack([some.new_zeros(stop - start) if row is None else row[start:stop] for row in flat])
+        share = form(block)
+        total = share if total is None else total.add_(share)
+    assert total is not None
+    return total
+
+
+def column_sum(column: Sequence[Tensor | None], weights: Tensor) -> Tensor:
+    """The weighted sum of rows that lie apart, in their shape and dtype; None stands for zeros."""
+    there = [(row, weight) for row, weight in zip(column, weights.tolist(), strict=True) if row is not None]
+    (first, weight), *others = there
+    total: Tensor = first.to(torch.promote_types(first.dtype, torch.float32)) * weight
+    for row, weight in others:
+        total.add_(row, alpha=weight)
+    return total.to(first.dtype)
 
 
 def on_host(gramian: Tensor, losses: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

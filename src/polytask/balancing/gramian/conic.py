@@ -19,8 +19,7 @@ class ConicGrad(SolvedWeighting):
 
     The paper bounds the angle and leaves the length open; here the update is as long as the mean gradient. Inside of
     the cone it is MGDA's direction. On its surface it is that of :math:`g_w + \lambda g_0`, with w from SDMGrad's
-    problem and the smallest :math:`\lambda` that brings it into the cone. The paper takes gradient steps on w
-    from step to step; here the problem is solved.
+    problem and the smallest :math:`\lambda` that brings it into the cone. The problem is solved exactly in every step.
 
     Where no direction in the cone improves every task, the same formula goes on: the direction with the best worst
     case for one unit of progress along the mean gradient. So the update is zero only where the mean gradient is. With

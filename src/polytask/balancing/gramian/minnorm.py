@@ -90,9 +90,8 @@ class SDMGrad(SolvedWeighting):
     .. math:: w \leftarrow \Pi_\Delta\Big(w - \frac{\gamma}{s^2} J_1 J_2^T (w + \lambda / m)\Big)
 
     with :math:`J_1`, :math:`J_2` from two independent halves of the step's rows, both the same in all inner steps.
-    s is the mean norm of the gradients of all rows; it frees :math:`\gamma` of their scale. (The authors' programs
-    take it from the diagonal of :math:`J_1 J_2^T`, which noise can make zero.) The update takes the gradients of all
-    rows.
+    s is the mean norm of the gradients of all rows; it frees :math:`\gamma` of their scale, as in the authors'
+    programs (whose steps have momentum as well). The update takes the gradients of all rows.
 
     A zero row counts in the mean gradient. Absent tasks keep their w, and so does, in the steps, a task whose labels
     all lie in one half; the update uses the present ones' scaled to sum 1.

@@ -71,7 +71,8 @@ class BothWays(nn.Module):
         turned = torch.where(present, present.sum(1, keepdim=True) - 1 - places, places).unsqueeze(2)
         back = self.back(state.gather(1, turned.expand_as(state)))[0]
         both = torch.cat([self.ahead(state)[0], back.gather(1, turned.expand_as(back))], 2)
-        return self.dropout(both)  # type: ignore[no-any-return]
+        dropped: Tensor = self.dropout(both)
+        return dropped
 
 
 class BiLSTM(Staged):
@@ -98,7 +99,7 @@ class BiLSTM(Staged):
     Example:
         >>> from polytask.data.text import encode_text, fit_words
         >>> import polars as pl
-        >>> texts = pl.Series("sentence", ["fly to Boston", "hello"])
+        >>> texts = [pl.Series("sentence", ["fly to Boston", "hello"])]
         >>> column = fit_words(texts, min_count=1, lowercase=True, longest_word=20)
         >>> BiLSTM(TableSchema(texts=(column,)), hidden=8)(encode_text(texts, column)).shape
         torch.Size([2, 4, 16])

@@ -10,7 +10,7 @@ from polytask import registry
 from polytask.errors import RecipeError, unknown
 from polytask.models.encoders.staged import Staged
 from polytask.models.encoders.weights import pixels
-from polytask.sharing.layers import GlobalPool, activation, channel_norm, check_dropout
+from polytask.sharing.layers import GlobalPool, activation, check_dropout
 
 
 def map_norm(name: str | None, channels: int) -> nn.Module:
@@ -28,7 +28,8 @@ def map_norm(name: str | None, channels: int) -> nn.Module:
     if name == "batch":
         return nn.BatchNorm2d(channels)
     if name == "group":
-        return channel_norm(channels)
+        groups = max(count for count in range(1, 33) if channels % count == 0)
+        return nn.GroupNorm(groups, channels)
     raise RecipeError(unknown("norm", name, ("batch", "group")))
 
 

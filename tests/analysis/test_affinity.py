@@ -12,12 +12,14 @@ from torch import nn
 
 import polytask as pt
 from polytask.analysis.affinity_jobs import means
+from polytask.analysis.affinity_report import affinity_page
 from polytask.analysis.estimates import Affinity, Estimate
 from polytask.analysis.grouping import best_split
 from polytask.analysis.lookahead import Lookahead
 from polytask.cli import main
 from polytask.data.source import TensorSource
 from polytask.errors import DataError, RecipeError
+from polytask.reporting.page import render_page
 from polytask.training.fit import train
 from polytask.training.settings import TrainingSettings
 
@@ -257,3 +259,14 @@ def test_a_single_task_and_a_foreign_folder_are_refused(tmp_path):
     found = Affinity("x", ("a", "b"), {}, (0,), "1 steps")
     with pytest.raises(DataError, match="Unknown kind 'tag'"):
         found["tag"]
+
+
+def test_a_page_without_numbers_says_so():
+    nothing = Estimate(np.full((2, 3, 3), np.nan))
+    found = Affinity("x", ("a", "b", "c"), {"transfer": nothing}, (0, 1), "5 steps")
+    assert found.linkage("transfer") is None
+    page = render_page(affinity_page(found))
+    assert "Forward transfer: no pair of tasks has a number." in page
+    assert Affinity.from_dict(json.loads(json.dumps(found.to_dict()))).tasks == found.tasks
+    with pytest.raises(DataError, match="Some affinities are undefined"):
+        best_split(found["transfer"].mean, 2)

@@ -136,12 +136,20 @@ def _tags(task: Task, outputs: TaskOutputs) -> dict[str, Any]:
     found = count_entities(*arrays, tags)
     rates = {"precision": found.precision, "recall": found.recall, "f1": found.f1}
     kinds = _rows("type", tags.types, rates, found.true)
-    averages = [{"type": f"{kind} average", **found.average(kind)} for kind in AVERAGES]
+    averages = [_counted({"type": f"{kind} average", **found.average(kind)}) for kind in AVERAGES]
     return {"entities": [row for row, seen in zip(kinds, found.seen, strict=True) if seen] + averages}
 
 
 def _rows(what: str, names: Sequence[str], rates: Mapping[str, Any], support: Any) -> list[dict[str, Any]]:
     return [
-        {what: name, **{key: float(values[at]) for key, values in rates.items()}, "support": float(support[at])}
+        _counted(
+            {what: name, **{key: float(values[at]) for key, values in rates.items()}, "support": float(support[at])}
+        )
         for at, name in enumerate(names)
     ]
+
+
+def _counted(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its support as a whole number, which it is unless rows have weights."""
+    support = float(row["support"])
+    return {**row, "support": int(support) if support.is_integer() else support}

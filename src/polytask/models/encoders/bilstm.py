@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from polytask import registry
 from polytask.data.schema import TableSchema
@@ -44,32 +43,6 @@ class CharacterCNN(nn.Module):
         return pooled(response, real, "max").view(*characters.shape[:2], -1)
 
 
-class RowDropout(nn.Module):
-    """Drops the same entries for all words of a row.
-
-    Args:
-        probability: That an entry is dropped, in training.
-
-    Example:
-        >>> dropped = RowDropout(0.5)(torch.ones(2, 3, 4))
-        >>> bool((dropped == dropped[:, :1]).all())
-        True
-
-    Reference:
-        Gal and Ghahramani, A theoretically grounded application of dropout in recurrent neural networks (2016).
-    """
-
-    def __init__(self, probability: float):
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, state: Tensor) -> Tensor:
-        """``[rows, words, d]`` to the same shape."""
-        if not self.training or not self.probability:
-            return state
-        return state * functional.dropout(state.new_ones(len(state), 1, state.shape[2]), self.probability)
-
-
 class BothWays(nn.Module):
     """One LSTM from the first word to the last and one back, side by side.
 
@@ -87,7 +60,7 @@ class BothWays(nn.Module):
         super().__init__()
         self.ahead = nn.LSTM(width, hidden, batch_first=True)
         self.back = nn.LSTM(width, hidden, batch_first=True)
-        self.dropout = RowDropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self._margins = margins
 
     def forward(self, state: Tensor) -> Tensor:
@@ -115,7 +88,7 @@ class BiLSTM(Staged):
         filters: Features of a word that come from its characters.
         hidden: Width of each direction.
         layers: Stages.
-        dropout: On the embedded words and after every stage, the same entries for all words of a text.
+        dropout: On the embedded words and after every stage.
         word_dropout: Probability that a word is read as an unseen one in training, so that those are learned.
         pool: ``"max"`` or ``"mean"`` over the words.
 
@@ -161,7 +134,7 @@ class BiLSTM(Staged):
         self.word_dropout, self.pool = word_dropout, pool
         self.words = nn.Embedding(len(column.words) + 1, embedding)
         self.spelling = CharacterCNN(len(column.characters) + 1, characters, filters) if characters else None
-        self.dropout = RowDropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         widths = [embedding + (filters if characters else 0), *[2 * hidden] * (layers - 1)]
         self.stages = nn.ModuleList(BothWays(width, hidden, dropout, self._margins) for width in widths)
         self.channel_dims = (-1,) * layers

@@ -92,7 +92,7 @@ class Hub(Staged):
         limit = _longest(loaded.config)
         if column.longest > limit:
             raise RecipeError(
-                f"Column '{column.name}': longest is {column.longest}, but the model reads {limit} tokens."
+                f"Column '{column.name}': longest is {column.longest}, but the model reads {limit}. Lower it."
             )
         self.embeddings: nn.Module = loaded.embeddings
         self.tells_segments = getattr(loaded.config, "type_vocab_size", 0) > 1

@@ -1,8 +1,8 @@
 """Convolutional architectures on Multi-Fashion and MultiMNIST at one budget of parameters, three seeds each.
 
 A part of the data, so that all runs take a few minutes of one core: 6,000 training rows, 1,000 validation rows,
-5 epochs, and all test rows (10,000 and 2,000). Each architecture gets channels that bring its number of trained parameters within
-3 % of plain sharing's. Nothing else was tried.
+5 epochs, and all test rows (10,000 and 2,000). Each architecture gets channels that bring its number of trained
+parameters within 3 % of plain sharing's. Nothing else was tried.
 
     python benchmarks/fashion_sharing.py [--seeds 0 1 2] [--minutes 14] [--only hard mtan]
     python benchmarks/fashion_sharing.py --table

@@ -70,7 +70,8 @@ def cost(cls: type, made) -> str:
     if cls.looks_again:
         words.append("a second forward of the same batch after the step")
     if cls.halves:
-        words.append("two halves of the step's rows")
+        looks = "; a backward of each and two forwards of the first beforehand" if kind_of(cls) == "loss" else ""
+        words.append(f"two halves of the step's rows{looks}")
     if any(True for _ in made.parameters()):
         words.append("an optimizer of its own for its learned weights")
     return "; ".join(words)

@@ -325,6 +325,9 @@ DATASETS = {
         "polytask.data.datasets.conll2003:load",
         "CoNLL-2003 English: parts of speech, phrases and names of 20,744 news sentences.",
     ),
+    "tree_crowns": Entry(
+        "polytask.data.datasets.tree_crowns:load", "Boxes of tree crowns in four aerial pictures, as 413 tiles."
+    ),
     "shapes": Entry(
         "polytask.data.datasets.shapes:load", "Scenes of garments and emoji with boxes and masks, 5,500 pictures."
     ),

@@ -6,15 +6,20 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import yaml
+from click.testing import CliRunner
 from torch import nn
 
 import polytask as pt
 from polytask.analysis.affinity_jobs import means
+from polytask.analysis.affinity_report import affinity_page
 from polytask.analysis.estimates import Affinity, Estimate
 from polytask.analysis.grouping import best_split
 from polytask.analysis.lookahead import Lookahead
+from polytask.cli import main
 from polytask.data.source import TensorSource
 from polytask.errors import DataError, RecipeError
+from polytask.reporting.page import render_page
 from polytask.training.fit import train
 from polytask.training.settings import TrainingSettings
 
@@ -141,6 +146,20 @@ def test_looking_changes_no_parameter():
         assert torch.equal(tensor, model.state_dict()[name]), name
 
 
+def test_looks_wait_for_steps_that_train_what_is_shared():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 4, generator=g)
+    source = TensorSource(x, {"a": x[:, 0], "b": x[:, 1]})
+    tasks = [pt.tasks.regression("a"), pt.tasks.regression("b")]
+    model = pt.MultiTaskModel(pt.sharing.Hard(nn.Linear(4, 3)), tasks, example=x[:2])
+    watcher = Lookahead(10)
+    settings = TrainingSettings(steps=10, batch_size=8, select="last", strategy="alternating")
+    train(model, [source], settings=settings, callbacks=[watcher])
+    # Every second step trains the heads alone.
+    assert len(watcher.affinities) == 5
+    assert np.isfinite(watcher.affinities).all()
+
+
 def test_tasks_of_separate_tables_are_looked_at_together():
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(40, 4, generator=g), torch.randn(30, 4, generator=g)
@@ -212,6 +231,25 @@ def test_what_cannot_be_measured_is_refused(tmp_path, here, change, message):
         pt.affinity(recipe(tmp_path), **{"kinds": "cosine", "steps": 5, "jobs": 1, "out": tmp_path / "o", **change})
 
 
+def test_from_the_command_line(tmp_path, here):
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(recipe(tmp_path, ("a0", "b0"))))
+    sizes = ["--steps", "6", "--seeds", "2", "--looks", "3", "--jobs", "1"]
+    out = ["--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(main, ["affinity", str(path), "--kind", "cosine", *sizes, *out])
+    assert done.exit_code == 0, done.output
+    assert "cosine (row helps column)" in done.output
+    assert "2 of 2: looks-seed1" in done.output
+    wrong = CliRunner().invoke(main, ["affinity", str(path), "--kind", "cosin", *sizes, *out])
+    assert wrong.exit_code == 1
+    assert "Did you mean 'cosine'?" in wrong.output
+    out = ["--out", str(tmp_path / "groups")]
+    split = CliRunner().invoke(main, ["group", str(path), "--no-check", "--quiet", *sizes, *out])
+    assert split.exit_code == 0, split.output
+    assert "group 2: b0" in split.output
+    assert "nobody knows whether it holds" in split.output
+
+
 def test_a_single_task_and_a_foreign_folder_are_refused(tmp_path):
     plain = recipe(tmp_path, ("a0",))
     with pytest.raises(RecipeError, match="The recipe has one task, 'a0'"):
@@ -221,3 +259,14 @@ def test_a_single_task_and_a_foreign_folder_are_refused(tmp_path):
     found = Affinity("x", ("a", "b"), {}, (0,), "1 steps")
     with pytest.raises(DataError, match="Unknown kind 'tag'"):
         found["tag"]
+
+
+def test_a_page_without_numbers_says_so():
+    nothing = Estimate(np.full((2, 3, 3), np.nan))
+    found = Affinity("x", ("a", "b", "c"), {"transfer": nothing}, (0, 1), "5 steps")
+    assert found.linkage("transfer") is None
+    page = render_page(affinity_page(found))
+    assert "Forward transfer: no pair of tasks has a number." in page
+    assert Affinity.from_dict(json.loads(json.dumps(found.to_dict()))).tasks == found.tasks
+    with pytest.raises(DataError, match="Some affinities are undefined"):
+        best_split(found["transfer"].mean, 2)

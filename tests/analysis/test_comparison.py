@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -174,6 +175,24 @@ def test_tables_name_every_method_once_and_escape():
     assert text.count(r"\\") == 4
     assert r"delta\_m \%" in text
     assert "0.912 ± 0.031" in repr(found)
+
+
+def test_every_cell_stands_below_its_heading():
+    page = render_page(comparison_page(comparison(SEPARATE, EQUAL, BETTER)))
+    tables = re.findall(r"<table>(.*?)</table>", page, flags=re.DOTALL)
+    plain = [
+        [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", t, flags=re.DOTALL)]
+        for t in tables
+    ]
+    assert all(len({len(row) for row in rows}) == 1 for rows in plain)
+    first = dict(zip(plain[0][0], plain[0][3], strict=True))
+    assert first["method"].replace("\N{NO-BREAK SPACE}", " ") == "hard + pcgrad"
+    assert first["a, AUROC ↑"] == "0.912 ± 0.031"
+    assert first["b, RMSE ↓"] == "1.05 ± 0.14"
+    assert first["mean rank"] == "1.00"
+    assert first["on the front"] == "yes"
+    assert first["delta_m %"].startswith("+31.")
+    assert first["p"] == "&lt; 0.001"
 
 
 def test_the_page_needs_nothing_from_elsewhere():

@@ -116,7 +116,11 @@ def test_subset_recipes_name_only_what_is_left():
         "tasks": {"a": {"type": "binary"}, "b": {"type": "binary"}, "c.d": {"type": "binary"}},
         "model": {"sharing": {"name": "hierarchical", "feeds": {"b": ["a", "c.d"]}}, "encoder": "mlp"},
         "balancer": {"name": "static", "weights": [1.0, 2.0, 3.0]},
-        "training": {"select": "c.d.auroc", "batch_sizes": {"a": 8, "b": 4}},
+        "training": {
+            "select": "c.d.auroc",
+            "batch_sizes": {"a": 8, "b": 4},
+            "strategy": {"name": "hierarchical", "levels": ["a", ["b"], ["a", "c.d"]]},
+        },
         "index": "a + b",
         "decision": "yes if a > 0.5",
         "report": {"reference": {"a": {"paper": {"auroc": 0.9}}, "b": {}}},
@@ -126,7 +130,15 @@ def test_subset_recipes_name_only_what_is_left():
     assert cut["data"]["weight"] == {"b": "v"}
     assert cut["model"]["sharing"]["feeds"] == {"b": ["c.d"]}
     assert cut["balancer"] == {"name": "static", "weights": [2.0, 3.0]}
-    assert cut["training"] == {"select": "c.d.auroc", "batch_sizes": {"b": 4}}
+    strategy = {"name": "hierarchical", "levels": [["b"], ["c.d"]]}
+    assert cut["training"] == {"select": "c.d.auroc", "batch_sizes": {"b": 4}, "strategy": strategy}
+    phases = [{"tasks": ["a"], "epochs": 1}, {"tasks": ["b", "a"], "epochs": 2}, {"tasks": "all"}]
+    staged = {**plain, "training": {"strategy": {"name": "hierarchical", "phases": phases}}}
+    assert subset_recipe(staged, ["b", "c.d"])["training"]["strategy"]["phases"] == [
+        {"tasks": ["b"], "epochs": 2},
+        {"tasks": "all"},
+    ]
+    assert "strategy" not in subset_recipe(staged, ["b"])["training"]
     assert "index" not in cut
     assert "decision" not in cut
     assert cut["report"]["reference"] == {"b": {}}

@@ -199,3 +199,12 @@ def test_from_the_command_line(slow, tmp_path, here):
     wrong = CliRunner().invoke(main, ["tune", str(path), "--space", "training.lr"])
     assert wrong.exit_code == 1
     assert "--space training.lr: write KEY=VALUES" in wrong.output
+
+
+@pytest.mark.slow
+def test_workers_of_their_own_report_to_the_same_store(slow, tmp_path):
+    plain = {**slow, "training": {**slow["training"], "epochs": 4}}
+    found = search(plain, tmp_path / "out", space={"training.lr": "log:1e-6..1e-1"}, trials=16, jobs=2)
+    assert len(found.settings) == 16
+    assert any(setting.state == "pruned" for setting in found.settings)
+    assert found.best[0].scores[0] > 0

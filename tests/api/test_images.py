@@ -11,7 +11,8 @@ from PIL import Image
 
 import polytask as pt
 from polytask.cli import main
-from polytask.errors import DataError
+from polytask.errors import DataError, RecipeError
+from polytask.models.encoders import FPN
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +98,36 @@ def test_a_part_without_photos_is_an_error(folder, tmp_path):
     plain["data"]["table"] = str(folder / "one.csv")
     with pytest.raises(DataError, match="no row of 'train' has an image in column 'photo' that can be read"):
         pt.run(plain, progress=False)
+
+
+def test_a_frame_of_photos_trains_from_python(folder, tmp_path):
+    frame = pl.read_csv(folder / "photos.csv", separator=";").filter(pl.col("photo") != "files/5.png")
+    frame = frame.select(pl.format("{}/{}", pl.lit(str(folder)), "photo").alias("photo"), "boxes", "left")
+    frame.write_parquet(tmp_path / "photos.parquet")
+    made = [pt.tasks.detection("boxes", ["light"], size=[48, 64]), pt.tasks.binary("left", positive="yes")]
+    model = pt.MultiTaskModel(pt.sharing.Hard(FPN({"name": "convnet", "channels": [4, 4]}, channels=4)), made)
+    run = pt.fit(model, frame, frame, epochs=1, batch_size=8, device="cpu", progress=False, out=tmp_path / "run")
+    assert 0 <= run.scores["boxes"]["map"] <= 1
+    predictor = pt.load(tmp_path / "run" / "bundle")
+    assert predictor.predict(tmp_path / "photos.parquet").equals(predictor.predict(frame))
+
+
+def test_photos_beside_numbers(folder, tmp_path):
+    frame = pl.read_csv(folder / "photos.csv", separator=";").with_columns(age=pl.int_range(pl.len()) % 7)
+    frame.write_csv(folder / "mixed.csv", separator=";")
+    plain = recipe(folder, on_bad="skip") | {"tasks": {"left": {"type": "binary", "positive": "yes"}}}
+    plain["data"] = plain["data"] | {"table": str(folder / "mixed.csv")}
+    plain["inputs"] = {**plain["inputs"], "age": "number"}
+    photo = {"name": "convnet", "in_channels": 3, "channels": [4, 4]}
+    plain["model"] = {"encoder": {"name": "fusion", "parts": {"photo": photo}, "hidden": [8]}}
+    with pytest.warns(UserWarning, match="skipped 1 of 24 rows"):
+        run = pt.run(plain, out=tmp_path / "run", progress=False)
+    frame.filter(pl.col("photo") != "files/5.png").write_csv(folder / "whole.csv")
+    assert len(pt.load(tmp_path / "run" / "bundle").predict(folder / "whole.csv")) == 23
+    for encoder, text in (("tabular", "array columns: photo"), ("fusion", "image column 'photo' has no encoder")):
+        with (
+            pytest.warns(UserWarning, match="skipped 1 of 24 rows"),
+            pytest.raises((DataError, RecipeError), match=text),
+        ):
+            pt.run({**plain, "model": {"encoder": encoder}}, progress=False)
+    assert run.scores["left"]["log_loss"] > 0

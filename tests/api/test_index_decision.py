@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import polytask as pt
-from polytask.api import evaluate_run, predict_file
+from polytask.api import evaluate_run, predict_file, summary
 from polytask.errors import RecipeError
 from polytask.reporting import RunRecord
 
@@ -36,6 +36,7 @@ def test_the_index_is_in_history_scores_and_report_and_selects(done):
     metrics = json.loads((done.path / "metrics.json").read_text())
     assert metrics["index"]["test"] == pytest.approx(of(metrics["test"]), rel=1e-12)
     assert evaluate_run(done.path).index == metrics["index"]["test"]
+    assert f"index: {metrics['index']['test']:.4f} ({INDEX})" in summary(done.path)
     with (done.path / "history.csv").open() as file:
         course = {int(r["epoch"]): float(r["index"]) for r in csv.DictReader(file) if r["scope"] == "epoch"}
     assert max(course, key=course.__getitem__) == done.best_epoch

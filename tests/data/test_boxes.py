@@ -75,6 +75,11 @@ def test_boxes_that_cannot_be_used_name_the_record(row, message):
         encode_target(pl.DataFrame({"things": [row]}), TASK)
 
 
+def test_classes_have_to_be_known_before_names_are_read():
+    with pytest.raises(DataError, match=r"classes of task 'things' are not known yet. Declare them"):
+        as_target([[]], detection("things", size=[20, 30]))
+
+
 def test_rows_count_from_zero_outside_of_tables():
     with pytest.raises(DataError, match="Row 1 of task 'things'"):
         as_target([[], [["dog", 5, 2, 5, 4]]], TASK)

@@ -13,6 +13,7 @@ from polytask.data.images import read_images, read_masks, with_folder
 from polytask.data.infer import guess_inputs
 from polytask.data.preprocess import InputSpec, TablePreprocessor
 from polytask.data.schema import TableSchema
+from polytask.data.source import TensorSource
 from polytask.errors import DataError, MissingExtraError, RecipeError
 
 
@@ -146,3 +147,12 @@ def test_options_that_cannot_be_used():
         InputSpec("image", on_bad="skp")
     with pytest.raises(RecipeError, match=r"size is \[0, 4\]"):
         InputSpec("image", size=(0, 4))
+
+
+def test_images_are_evaluated_few_at_a_time_and_numbers_as_many_as_asked_for():
+    many = TensorSource({"photo": torch.zeros(700, 3, 64, 64, dtype=torch.uint8)}, {"up": torch.zeros(700)})
+    sizes = [len(rows) for rows in many.readings(8192)]
+    assert sizes == [341, 341, 18]
+    assert [len(rows) for rows in many.readings(300)] == [300, 300, 100]
+    wide = TensorSource(torch.zeros(9000, 2000), {"up": torch.zeros(9000)})
+    assert [len(rows) for rows in wide.readings(8192)] == [8192, 808]

@@ -344,3 +344,19 @@ def test_scenes_are_learned_by_heart_and_survive_a_bundle(tmp_path):
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("<image ") == 6 + 6 * 5
     assert "upright 0." in page or "upright 1." in page
+
+
+@pytest.mark.parametrize("balancer", ["uncertainty", "pcgrad", {"name": "cagrad", "at": "features"}, "graddrop"])
+def test_boxes_pixels_and_rows_are_balanced(balancer):
+    torch.manual_seed(0)
+    data = scenes(rows=6)
+    made = [
+        tasks.detection("boxes", 2, size=[32, 32]),
+        tasks.segmentation("parts", 3),
+        tasks.multilabel("shown", 2),
+    ]
+    encoder = FPN({"name": "convnet", "channels": [4, 4]}, channels=8)
+    model = pt.MultiTaskModel(pt.sharing.Hard(encoder), made)
+    run = pt.fit(model, data, epochs=2, batch_size=6, balancer=balancer, device="cpu", progress=False)
+    assert all(np.isfinite(run.history[-1][f"loss.{name}"]) for name in model.tasks)
+    assert all(p.grad is not None for p in run.model.parameters())

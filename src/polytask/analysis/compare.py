@@ -207,8 +207,8 @@ def _method_result(of: Trained, scores: Mapping[str, Result], plan: Plan) -> Met
             {"settings": {".".join(path): v for path, v in trial.settings.items()}, "value": trial.value}
             for trial in of.trials
         ),
-        seconds=tuple(result["seconds"] for _, (_, result) in good.items()),
-        search_seconds=sum(trial.seconds for trial in of.trials),
+        seconds=tuple(result["seconds"] for _, result in list(good.values())[: 1 if fixed else None]),
+        search_seconds=sum(t.seconds for t in of.trials if t.settings != of.work[0].settings),
         peak_memory_bytes=max(peaks, default=None),
         parameters=first.get("parameters"),
     )

@@ -13,7 +13,7 @@ The rules, at the level of 5 %, all tests corrected by Holm's method over the me
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from polytask.analysis.methods import SEPARATE, TREES
@@ -70,18 +70,18 @@ def _against_separate(of: Comparison, shared: list[str]) -> str:
             f"Train them separately. {what} {verb} worse than separate ones beyond noise; the least so is {least}, "
             f"with {_percent(gains[least])}."
         )
-    smaller = _smaller(of, [name for name in shared if name not in worse])
+    smaller = _smaller(of, {name: gain for name, gain in gains.items() if name not in worse})
     beside = f" Worse beyond noise: {listed(worse)}." if worse else ""
     return f"No shared network beat separate ones beyond noise.{beside}{smaller}"
 
 
-def _smaller(of: Comparison, level: list[str]) -> str:
-    """What speaks for one network where scores do not."""
+def _smaller(of: Comparison, level: Mapping[str, Difference]) -> str:
+    """What speaks for one network where scores do not: its size; of equal ones the one with the largest gain."""
     single = of[SEPARATE].parameters
     sizes = {name: size for name in level if (size := of[name].parameters) is not None}
     if not sizes or not single:
         return ""
-    least = min(sizes, key=lambda name: sizes[name])
+    least = min(sizes, key=lambda name: (sizes[name], -level[name].interval.mean))
     if sizes[least] >= single:
         return ""
     return f" Not told apart from them, {least} has {percent(sizes[least] / single)} of their parameters."

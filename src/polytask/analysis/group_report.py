@@ -109,9 +109,9 @@ def _check(of: Grouping) -> Section:
         Figures([drawn], "Mean relative gain over the tasks, with its 95 % interval over seeds; dots are seeds."),
         Table(tuple(columns), tuple(rows)),
         Paragraph(
-            f"Primary metrics on the {of.part} rows: mean over seeds, ± half the 95 % interval (Student's t). All models "
-            "were trained with the recipe's settings, as long each, so that groups and separate models took more "
-            "training in all. The rows were opened once, when everything had been trained.",
+            f"Primary metrics on the {of.part} rows: mean over seeds, ± half the 95 % interval (Student's t). All "
+            "models were trained with the recipe's settings, as long each, so that groups and separate models took "
+            "more training in all. The rows were opened once, when everything had been trained.",
             hint=True,
         ),
     )

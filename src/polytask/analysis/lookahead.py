@@ -52,6 +52,7 @@ class Lookahead(Callback):
 
     def __init__(self, looks: int):
         self.looks = looks
+        self._due = False
         self._affinities: list[Matrix] = []
         self._cosines: list[Matrix] = []
 
@@ -77,7 +78,10 @@ class Lookahead(Callback):
     def after_step(self, loop: Loop) -> None:
         """Look, if a look is due in this step."""
         done = loop.step + 1
-        if done * self.looks // loop.total_steps > loop.step * self.looks // loop.total_steps:
+        self._due |= done * self.looks // loop.total_steps > loop.step * self.looks // loop.total_steps
+        # Where a step trains the heads alone, the look waits for the next one that trains what is shared.
+        if self._due and loop.model.shared_parameters():
+            self._due = False
             self._look(loop, len(self._cosines))
 
     def _look(self, loop: Loop, number: int) -> None:

@@ -43,7 +43,7 @@ class MethodResult:
         settings: What the search chose, by key of the recipe.
         trials: All settings that were tried, with the criterion's value.
         seconds: Training time of every seed.
-        search_seconds: Training time of all trials.
+        search_seconds: Training time of all trials but the chosen one, which is the first seed's training.
         peak_memory_bytes: Most memory of a worker while it trained; None where that is not known.
         parameters: How many numbers are trained.
     """

@@ -63,11 +63,11 @@ def answer(of: Comparison) -> Section:
 def _scores(of: Comparison) -> Table:
     gains, ranks, front = of.gains(), of.mean_ranks(), of.pareto_front()
     columns = [Column("method", numeric=False), Column("delta_m %"), Column("p", help="Holm-corrected")]
-    columns += [_task_column(task) for task in of.tasks]
     columns += [
         Column("mean rank"),
-        Column("on the front", help="no method is as good in every task and better in one"),
+        Column("on the front", help="no method is as good everywhere and better in one task"),
     ]
+    columns += [_task_column(task) for task in of.tasks]
     rows = []
     for method in of.methods:
         cells = [Cell(_whole(method.name)), *_gain_cells(gains.get(method.name))]

@@ -7,12 +7,14 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from polytask import registry
 from polytask.analysis.folder import Folder, Plan, Work
 from polytask.analysis.jobs import Result, write_json
-from polytask.analysis.methods import TREE_DEFAULTS, Method
+from polytask.analysis.methods import SEPARATE, TREE_DEFAULTS, Method
 from polytask.analysis.pool import Job, Outcome, Pool, PoolError
 from polytask.analysis.rows import write_rows
 from polytask.analysis.search import Trial, best, search
+from polytask.balancing.base import LossWeighting
 from polytask.errors import BalancerError, RecipeError, ShapeError, TrainingError
 from polytask.evaluation import Criterion
 from polytask.recipes.build import Built
@@ -75,8 +77,9 @@ class Running:
             if len(found[name]) == len(asked[name]):
                 advance(name, [found[name][work.key] for work in asked[name]])
 
-        for name in running:
-            advance(name, None)
+        # Long trainings first, so that no worker is left alone with one at the end.
+        for method in sorted(self.plan.methods, key=lambda method: -self._length(method)):
+            advance(method.name, None)
         while self.pool.unfinished:
             outcome = self.pool.wait()
             name, work = self._waiting.pop(outcome.job.key)
@@ -84,6 +87,14 @@ class Running:
             if len(found[name]) == len(asked[name]):
                 advance(name, [found[name][work.key] for work in asked[name]])
         return [finished[method.name] for method in self.plan.methods]
+
+    def _length(self, method: Method) -> int:
+        """Roughly how long a training takes, in trunks that a step goes through."""
+        if method.kind == "trees" or method.sharing["name"] == SEPARATE:
+            return 2 * len(self.criterion.tasks)
+        made = registry.get("balancers", method.balancer["name"])
+        plain = isinstance(made, type) and issubclass(made, LossWeighting)
+        return 1 if plain else len(self.criterion.tasks)
 
     def _steps(self, method: Method) -> Steps:
         trials: list[Trial] = []

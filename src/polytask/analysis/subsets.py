@@ -16,7 +16,8 @@ from polytask.evaluation.criterion import MEAN_IMPROVEMENT
 def subset_recipe(plain: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
     """The plain recipe of some of its tasks.
 
-    Options that name tasks are cut to those that are left. A single task is trained with equal weights. An index or
+    Options that name tasks are cut to those that are left. A single task is trained with
+    equal weights, jointly. An index or
     decision over all tasks is left out, and so is a criterion that reads a task which is gone.
 
     Args:
@@ -49,6 +50,10 @@ def subset_recipe(plain: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, A
     if not _reads_only(training.get("select", MEAN_IMPROVEMENT), everything, kept):
         training["select"] = MEAN_IMPROVEMENT
     training["batch_sizes"] = _cut(training.get("batch_sizes", {}), everything, kept)
+    if len(kept) == 1:
+        training.pop("strategy", None)
+    elif "strategy" in training:
+        training["strategy"] = _cut(training["strategy"], everything, kept)
     found["training"] = training
     if "report" in plain:
         found["report"] = {key: _cut(value, everything, kept) for key, value in plain["report"].items()}
@@ -66,9 +71,20 @@ def _cut(value: Any, everything: Sequence[str], kept: Sequence[str]) -> Any:
             else _cut(of, everything, kept)
             for key, of in value.items()
         }
-    if isinstance(value, list | tuple) and value and all(item in everything for item in value):
-        return [item for item in value if item in kept]
+    if isinstance(value, list | tuple) and value and _about_tasks(value, everything):
+        cut = [_cut(item, everything, kept) for item in value if not isinstance(item, str) or item in kept]
+        return [item for item in cut if item != [] and not (isinstance(item, Mapping) and item.get("tasks") == [])]
     return value
+
+
+def _about_tasks(values: Sequence[Any], everything: Sequence[str]) -> bool:
+    """Whether a list holds names of tasks, lists of them, or mappings that name tasks."""
+    return all(
+        (isinstance(item, str) and item in everything)
+        or (isinstance(item, list | tuple) and _about_tasks(item, everything))
+        or (isinstance(item, Mapping) and "tasks" in item)
+        for item in values
+    )
 
 
 def _reads_only(select: str, everything: Sequence[str], kept: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from polytask.analysis.folder import Folder, flat, identity
 from polytask.analysis.jobs import Result, write_json
-from polytask.analysis.pool import Job, Pool
+from polytask.analysis.pool import Job, Pool, cores
 from polytask.analysis.rows import digest, write_rows
 from polytask.errors import RecipeError, TrainingError, listed
 from polytask.recipes.build import Built, build
@@ -127,11 +127,6 @@ def workshop(
         _settle(out, kind, {"format": FORMAT, "recipe": base, "data": data, **(facts or {})})
         write_rows(built, folder.rows, ("train", "validation"))
         yield Workshop(folder, built, base, data, pool, say or (lambda text: None))
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _plan(out: Path, kind: str) -> Path:

@@ -114,6 +114,8 @@ def summary(run: Path) -> str:
         for label, values in task.reference.items():
             known = ", ".join(f"{name} {_number(value)}" for name, value in values.items())
             lines.append(f"      {label}: {known}")
+    if record.index is not None and record.index.values:
+        lines.append(f"  index: {_number(record.index.values.get(part))} ({record.index.description})")
     return "\n".join([*lines, "", f"Report: {run / 'report.html'}"])
 
 

@@ -49,7 +49,8 @@ def read_training_frame(model: MultiTaskModel, frame: Any) -> None:
 
     Columns that are not targets are inputs, and their kinds are inferred. Numbers are standardised by the
     training rows. The model gets a dict of ``numbers``, ``missing`` and ``categories``, as the encoder
-    ``tabular`` takes it; if all columns are numbers and no value is missing, it gets them as one tensor.
+    ``tabular`` takes it; if all columns are numbers and no value is missing, it gets them as one tensor. A single
+    column of images or texts reaches it as it is, as in a recipe.
     """
     table = as_frame(frame)
     tasks: Mapping[str, Task] = model.tasks
@@ -57,4 +58,4 @@ def read_training_frame(model: MultiTaskModel, frame: Any) -> None:
     kinds = infer_inputs(table, exclude=targets)
     schema = TablePreprocessor.fit(table, {name: InputSpec(kind) for name, kind in kinds.items()}).schema
     only_numbers = set(kinds.values()) == {"number"} and not schema.missing
-    model.input_schema = replace(schema, single=only_numbers)
+    model.input_schema = replace(schema, single=only_numbers or list(kinds.values()) in (["image"], ["text"]))

@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from polytask.balancing.base import Balancer, GramianWeighting, JacobianAggregator, LossWeighting
+    from polytask.balancing.base import Balancer, GramianWeighting, JacobianAggregator, LossWeighting, Trial
     from polytask.balancing.doors import aggregate, weights
     from polytask.balancing.engines.choose import engine
     from polytask.balancing.making import build, split
@@ -24,6 +24,7 @@ _WHERE = {
     "JacobianAggregator": "base",
     "LossWeighting": "base",
     "Node": "own_loop",
+    "Trial": "base",
     "aggregate": "doors",
     "backward": "own_loop",
     "balance": "own_loop",
@@ -52,6 +53,7 @@ __all__ = [
     "MicroBatch",
     "Node",
     "StepReport",
+    "Trial",
     "aggregate",
     "backward",
     "balance",

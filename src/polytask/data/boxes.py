@@ -50,6 +50,8 @@ def as_boxes(rows: Any, task: Task, sizes: NDArray[Any] | None = None, *, record
     """
     if isinstance(rows, Tensor | np.ndarray) and np.ndim(rows) == 3:
         return torch.as_tensor(rows).float()
+    if task.target.classes is None:
+        raise DataError(f"The classes of task '{task.name}' are not known yet. Declare them: classes=[...].")
     places = [f"{'Record' if record else 'Row'} {number}" for number in range(record, len(rows) + record)]
     parsed = [parse_boxes(row, f"{place} of task '{task.name}'") for row, place in zip(rows, places, strict=True)]
     own = np.asarray(task.options["size"], dtype=np.float64)

@@ -144,6 +144,11 @@ class TableSchema:
         """Number columns with an indicator, in the order of the columns of the tensor ``"missing"``."""
         return tuple(column.name for column in self.numbers if column.has_missing)
 
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Names of the columns of arrays and images."""
+        return (*self.arrays, *(column.name for column in self.images))
+
     def to_dict(self) -> dict[str, Any]:
         """The schema as plain JSON values."""
         return {

@@ -15,6 +15,8 @@ from polytask.data.batch import Batch, map_tensors
 from polytask.data.ragged import Padding
 from polytask.errors import DataError, ShapeError
 
+PIXELS = 2**22
+"""Most numbers of images that are read at a time where nothing is trained: their feature maps are many times larger."""
 PADDED = 1 << 14
 """Most entries of a batch of rows with lengths, padding included, where nothing is trained."""
 BLUR = 0.1
@@ -86,13 +88,14 @@ class Source(ABC):
         """Row numbers at a time, each row once, for a reader that wants all rows and trains nothing.
 
         Where rows have lengths they come from the shortest to the longest, in batches that padding keeps below
-        ``PADDED`` entries. The reader puts results back in order.
+        ``PADDED`` entries. The reader puts results back in order. Images come fewer at a time than asked for where
+        more than ``PIXELS`` numbers would lie in memory at once.
 
         Args:
             size: Most rows at a time.
         """
         if self.lengths is None:
-            yield from torch.split(torch.arange(len(self)), size)
+            yield from torch.split(torch.arange(len(self)), min(size, self._fitting()))
             return
         lengths, order = self.lengths.sort(stable=True)
         start = 0
@@ -101,6 +104,20 @@ class Source(ABC):
             count = max(1, int((longest <= PADDED).sum()))
             yield order[start : start + count]
             start += count
+
+    def _fitting(self) -> int:
+        """How many rows have ``PIXELS`` numbers in feature maps; a stream, whose rows come once, is not asked."""
+        if not self.random_access:
+            return len(self)
+        numbers = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal numbers
+            numbers += tensor[0].numel() if tensor.dim() > 3 else 0
+            return tensor
+
+        map_tensors(self.example, count)
+        return max(1, PIXELS // numbers) if numbers else len(self)
 
     def _order(self, seed: tuple[int, ...], run: int, count: int) -> Tensor:
         key = (seed, run, count)

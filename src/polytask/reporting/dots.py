@@ -69,6 +69,7 @@ def interval_rows(
         axes.set_yticks(range(len(rows)), [shortened(row.name, 34) for row in rows])
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
+        axes.locator_params(axis="x", nbins=5)
 
     return svg(draw, (width, 0.75 + ROW * len(rows)), title)
 
@@ -129,6 +130,8 @@ def named_points(
             axes.annotate(str(number), (point.x, point.y), (5, 4), textcoords="offset points", fontsize=8, color=INK)
         if log_x:
             log_axis(axes)
+        else:
+            axes.locator_params(axis="x", nbins=5)
         axes.margins(0.09)
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         if shown:

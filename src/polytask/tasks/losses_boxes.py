@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from polytask.tasks.boxes import areas, generalised_iou
-from polytask.tasks.losses import upcast
+from polytask.tasks.losses import constant, upcast
 
 SPREAD = 0.54
 """Part of a box's sides that its Gaussian covers."""
@@ -33,7 +33,7 @@ def centres(raw: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         size: Height and width of the image.
     """
     height, width = raw.shape[-2:]
-    stride = raw.new_tensor([size[1] / width, size[0] / height])
+    stride = constant((size[1] / width, size[0] / height), raw)
     x, y = torch.arange(width, device=raw.device) + 0.5, torch.arange(height, device=raw.device) + 0.5
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
     return stride, grid * stride

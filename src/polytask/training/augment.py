@@ -28,7 +28,7 @@ class Windows:
     Example:
         >>> mirrored = Windows(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
         >>> mirrored.boxes(torch.tensor([[[2.0, 1.0, 0.0, 4.0, 5.0]]]), (10, 10))
-        tensor([[[ 2.,  6.,  0.,  9.,  5.]]])
+        tensor([[[2., 6., 0., 9., 5.]]])
     """
 
     def __init__(self, low: Tensor, high: Tensor):

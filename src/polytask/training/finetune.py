@@ -33,7 +33,7 @@ def matching(model: MultiTaskModel, patterns: Sequence[str]) -> dict[str, nn.Par
     """
     found: dict[str, nn.Parameter] = {}
     for pattern in patterns:
-        mine = {name: p for name, p in model.named_parameters() if _names(pattern, name)}
+        mine = {name: p for name, p in model.named_parameters(remove_duplicate=False) if _names(pattern, name)}
         if not mine:
             parts = [name.removeprefix("sharing.") for name, part in model.named_modules() if list(part.parameters())]
             known = [name for name in parts if name not in ("", "sharing")]

@@ -258,6 +258,11 @@ def test_doors_hand_on_the_products():
     torch.testing.assert_close(B.aggregate(rows, "modo", second=rows.flip(1)), expected @ (rows + rows.flip(1)) / 2)
 
 
+def test_the_log_says_so():
+    described = engine(build("modo", tasks=TASKS), Model()).describe()
+    assert described.endswith("(at: parameters), with the rows of every step in two halves.")
+
+
 def test_a_chain_hands_the_products_on_as_it_changes_the_gradients():
     rows = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     other = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))

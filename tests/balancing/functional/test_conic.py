@@ -5,6 +5,7 @@ from __future__ import annotations
 import cvxpy as cp
 import numpy as np
 import pytest
+from scipy.optimize import nnls
 
 from polytask.balancing.functional import conic as module
 from polytask.balancing.functional.cone import dualproj
@@ -75,14 +76,31 @@ def test_the_update_is_that_of_cvxpy(rows_of, family, count, c):
     assert (rows @ vector).min() >= (rows @ expected).min() - 1e-7 * longest(rows) ** 2
 
 
-@pytest.mark.slow
+def unexplained(rows, vector, c):
+    """What is left of the update after w >= 0 on its worst rows and, on the cone's surface, lambda >= 0 of the mean.
+
+    These are the optimality conditions of the problem; SciPy's non-negative least squares finds w and lambda.
+    """
+    norms = np.linalg.norm(rows, axis=1)
+    slack = (rows @ vector - (rows @ vector).min()) / norms / np.linalg.norm(vector)
+    pulls = [row / norm for row, norm, free in zip(rows, norms, slack > 1e-8, strict=True) if not free]
+    if cosine(rows, vector) < c + 1e-8:
+        mean = rows.mean(axis=0)
+        pulls.append(mean / np.linalg.norm(mean))
+    weights, rest = nnls(np.array(pulls).T, vector / np.linalg.norm(vector))
+    assert weights[: np.count_nonzero(slack <= 1e-8)].max() > 0
+    return rest
+
+
 @pytest.mark.parametrize("count", [2, 5, 20, 60])
 @pytest.mark.parametrize("family", ["plain", "mixed_10", "mixed_1000", "conflict", "strong_conflict", "aligned"])
-def test_the_update_is_that_of_cvxpy_on_many(rows_of, family, count):
-    for seed in range(100, 105):
+def test_the_optimality_conditions_hold_on_many(rows_of, family, count):
+    for seed in range(100, 103):
         for c in (0.05, 0.5, 0.97):
             rows = rows_of(family, count, seed)
-            assert np.abs(update(rows, c) - solve_with_cvxpy(rows, c)).max() <= 2e-4 * longest(rows)
+            vector = update(rows, c)
+            assert cosine(rows, vector) >= c - 1e-9
+            assert unexplained(rows, vector, c) <= 1e-7
 
 
 @pytest.mark.parametrize("family", ["plain", "mixed_10", "strong_conflict", "duplicate"])

@@ -254,6 +254,8 @@ class BaseEngine(ABC):
     def describe(self) -> str:
         """One line for the log."""
         parts = [type(self.balancer).__name__, self.place()]
+        if self.balancer.halves:
+            parts.append("with the rows of every step in two halves")
         if self.options.every > 1:
             parts.append(f"weights renewed every {self.options.every} steps")
         if self.options.rescale_to != "none":

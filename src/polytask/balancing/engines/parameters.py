@@ -83,7 +83,7 @@ class ParameterEngine(OutputEngine):
         return found
 
     def _pays_from_outputs(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> bool:
-        """Whether the short way may be tried; it takes the weights of all layers, so none may be fixed."""
+        """Whether the short way may be tried: it takes all layers, and is judged when none of them is fixed."""
         wide = bool(self._linear) and len(micro) == 1 and len(tasks) >= FEWEST_TASKS
         return wide and all(p.requires_grad for p in self.shared)
 

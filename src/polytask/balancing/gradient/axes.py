@@ -77,8 +77,8 @@ class IMTL(IMTLG):
     Dependent gradients, directions that cancel and zero gradients as there.
 
     While a loss is exactly zero its scale grows, and stops at exp(60). A negative loss counts as zero for the scale,
-    and is an error at the epoch's end if it is so on average. The scale of an absent task stays. Two steps with
-    gradients of other sizes differ, because the scales answer to the losses alone.
+    and is an error at the epoch's end if it is so on average. The scale of an absent task stays. The
+    update does not scale with the gradients, because the scales answer to the losses alone.
 
     Args:
         rank_tolerance: As in IMTL-G.

@@ -105,6 +105,7 @@ def _part_tables(schema: TableSchema) -> dict[str, TableSchema]:
     """What each part reads."""
     tables = {column.name: TableSchema(texts=(column,)) for column in schema.texts}
     tables |= {name: TableSchema(arrays={name: shape}) for name, shape in schema.arrays.items()}
+    tables |= {column.name: TableSchema(images=(column,)) for column in schema.images}
     if TABLE in tables:
         raise RecipeError(f"fusion: '{TABLE}' names numbers and categories; give the column of that name another one.")
     if schema.numbers or schema.categories:
@@ -124,7 +125,7 @@ def _named(part: str, spec: Spec) -> tuple[str, dict[str, Any]]:
 
 def _encoder(part: str, spec: Spec | None, table: TableSchema) -> nn.Module:
     if spec is None:
-        if table.arrays:
+        if table.pictures:
             raise DataError(f"fusion: the image column '{part}' has no encoder. Name one: parts: {{{part}: ...}}.")
         spec = "bilstm" if table.texts else "tabular"
     name, options = _named(part, spec)

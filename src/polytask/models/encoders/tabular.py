@@ -176,9 +176,9 @@ def embedding_width(asked: str | int, sizes: Sequence[int]) -> int:
 
 
 def _check(schema: TableSchema, numbers: str, number_embedding: int | None, embedding_dropout: float) -> None:
-    if schema.arrays:
+    if schema.pictures:
         raise DataError(
-            f"'tabular' reads numbers and categories; the table has array columns: {', '.join(schema.arrays)}. "
+            f"'tabular' reads numbers and categories; the table has array columns: {', '.join(schema.pictures)}. "
             "Leave them out, or use an encoder for images."
         )
     if not schema.numbers and not schema.categories:

@@ -47,7 +47,7 @@ def only_text(schema: TableSchema, name: str, tokenizer: bool) -> TextColumn:
     Raises:
         DataError: if the table has other columns, or its text was cut in another way.
     """
-    others = [*(c.name for c in schema.numbers), *(c.name for c in schema.categories), *schema.arrays]
+    others = [*(c.name for c in schema.numbers), *(c.name for c in schema.categories), *schema.pictures]
     if len(schema.texts) != 1 or others:
         found = listed([*(column.name for column in schema.texts), *others]) or "none"
         raise DataError(f"'{name}' reads one text column; the inputs are: {found}. Say inputs: {{sentence: text}}.")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.errors import RecipeError, listed, suggestion
+from polytask.tasks.losses import constant
 
 MEAN = (0.485, 0.456, 0.406)
 """Mean of the channels of ImageNet's training images, from 0 to 1, as published weights expect them."""
@@ -33,7 +34,7 @@ class Normalise(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[rows, 3, h, w]`` from 0 to 1, standardised."""
-        mean, deviation = (images.new_tensor(values).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))
+        mean, deviation = (constant(values, images).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))
         return (images - mean) / deviation
 
 

@@ -11,7 +11,7 @@ from polytask.data.infer import infer_inputs
 from polytask.data.preprocess import InputSpec, TablePreprocessor
 from polytask.data.source import Source
 from polytask.data.table import as_frame
-from polytask.data.targets import target_columns
+from polytask.data.target_forms import target_columns
 from polytask.errors import DataError
 from polytask.models import MultiTaskModel
 from polytask.tasks.task import Task

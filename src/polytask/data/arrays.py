@@ -16,7 +16,8 @@ from polytask.data.preprocess import TablePreprocessor
 from polytask.data.source import Source, TensorSource
 from polytask.data.table import as_frame
 from polytask.data.tags import check_tag_lengths
-from polytask.data.targets import encode_target, encode_weight, target_columns
+from polytask.data.target_forms import target_columns
+from polytask.data.targets import encode_target, encode_weight
 from polytask.errors import DataError, listed, suggestion, unknown
 from polytask.tasks.task import Task
 

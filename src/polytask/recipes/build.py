@@ -17,7 +17,8 @@ from polytask.data.schema import TableSchema
 from polytask.data.source import TensorSource
 from polytask.data.table import as_text, column_of, parse_numbers
 from polytask.data.tags import check_tag_lengths
-from polytask.data.targets import drop_unlabelled, encode_target, encode_weight, fit_target, target_columns
+from polytask.data.target_forms import target_columns
+from polytask.data.targets import drop_unlabelled, encode_target, encode_weight, fit_target
 from polytask.errors import DataError, RecipeError, suggestion, unknown
 from polytask.evaluation import CompositeIndex, Criterion, Decision
 from polytask.models import MultiTaskModel

@@ -11,7 +11,7 @@ import polars as pl
 from polytask.data.images import Images, holds_files, read_images, with_folder
 from polytask.data.preprocess import InputSpec
 from polytask.data.table import column_of
-from polytask.data.targets import target_columns
+from polytask.data.target_forms import target_columns
 from polytask.errors import DataError
 from polytask.recipes.frames import Loaded, Sheet
 from polytask.tasks.task import Task

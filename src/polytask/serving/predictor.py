@@ -14,7 +14,7 @@ from polytask.data.images import with_folder
 from polytask.data.preprocess import TablePreprocessor
 from polytask.data.schema import TableSchema
 from polytask.data.source import TensorSource
-from polytask.data.targets import target_columns
+from polytask.data.target_forms import target_columns
 from polytask.errors import DataError, unknown
 from polytask.evaluation import CompositeIndex, Decision
 from polytask.models import MultiTaskModel

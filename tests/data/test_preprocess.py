@@ -72,7 +72,7 @@ def test_missing_numbers_get_the_training_mean_and_an_indicator():
     assert table.schema.missing == ("a",)
     got = table.transform(pl.DataFrame({"a": [math.nan, 3.0], "b": [None, 5.0]}))
     # b had no missing value in training: the mean is all that the model could have learnt.
-    assert got["missing"].tolist() == [[1.0], [0.0]]
+    assert got["missing"].tolist() == [[True], [False]]
     np.testing.assert_allclose(got["numbers"], [[0.0, 0.0], [1.0, 0.0]], atol=1e-7)
 
 

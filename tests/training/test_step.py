@@ -41,3 +41,29 @@ def test_halves_know_their_share_of_the_labels(accumulate):
 
     for task in LABELS:
         assert total(micro, task) == pytest.approx(total(whole, task), rel=1e-5)
+
+
+class Keeps(nn.Module):
+    """Keeps what it is given."""
+
+    out_features = 2
+
+    def forward(self, inputs):
+        self.seen = inputs
+        return inputs["numbers"]
+
+
+def test_input_noise_is_for_numbers_and_not_for_what_says_that_one_is_missing():
+    encoder = Keeps()
+    model = MultiTaskModel(Hard(encoder), [regression("a")])
+    inputs = {
+        "numbers": torch.zeros(6, 2),
+        "missing": torch.tensor([[True], [False]] * 3),
+        "categories": torch.ones(6, 1, dtype=torch.int64),
+    }
+    batch = Batch(inputs, {"a": torch.zeros(6)})
+    [piece] = StepBuilder(model, Runtime("cpu"), input_noise=0.5).build([Part(0, batch)])
+    piece.forward(lambda z: {"a": z})
+    assert (encoder.seen["numbers"] != 0).all()
+    assert torch.equal(encoder.seen["missing"], inputs["missing"])
+    assert torch.equal(encoder.seen["categories"], inputs["categories"])

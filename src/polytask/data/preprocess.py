@@ -121,8 +121,8 @@ class TablePreprocessor:
         >>> inputs = table.transform(pl.DataFrame({"age": ["50", None], "sex": ["m", "x"]}))
         >>> inputs["numbers"], inputs["missing"], inputs["categories"]
         (tensor([[2.],
-                [0.]]), tensor([[0.],
-                [1.]]), tensor([[3],
+                [0.]]), tensor([[False],
+                [ True]]), tensor([[3],
                 [1]]))
     """
 
@@ -179,8 +179,8 @@ class TablePreprocessor:
             frame: Rows with all input columns; other columns are not read.
 
         Returns:
-            As far as there are such columns: ``"numbers"`` float32 ``[n, d]``; ``"missing"`` float32
-            ``[n, d']``, 1 where a value was missing, with a column for each number column of which training
+            As far as there are such columns: ``"numbers"`` float32 ``[n, d]``; ``"missing"`` bool
+            ``[n, d']``, whether a value was missing, with a column for each number column of which training
             rows lacked values; ``"categories"`` int64 ``[n, c]``; every image column under its name,
             float32 ``[n, ...]``, its values as they are, or uint8 ``[n, 1 or 3, h, w]`` where they come from files or
             are bytes; and every text column under its name, a dict of tensors (``data.text.encode_text``).
@@ -194,7 +194,7 @@ class TablePreprocessor:
         if schema.numbers:
             result["numbers"] = torch.empty(frame.height, len(schema.numbers))
         if schema.missing:
-            result["missing"] = torch.zeros(frame.height, len(schema.missing))
+            result["missing"] = torch.zeros(frame.height, len(schema.missing), dtype=torch.bool)
         for place, number in enumerate(schema.numbers):
             values, gone = _numbers(frame, number)
             result["numbers"][:, place] = torch.from_numpy(scale_number(number, values))

@@ -73,7 +73,7 @@ class CategoryEmbedding(nn.Module):
 class Tabular(Staged):
     """Numbers and categories of a table, then an MLP.
 
-    Inputs are a dict of ``"numbers"`` (float ``[rows, d]``), ``"missing"`` (float ``[rows, d']``, 1 where a
+    Inputs are a dict of ``"numbers"`` (float ``[rows, d]``), ``"missing"`` (bool ``[rows, d']``, whether a
     number is missing) and ``"categories"`` (int64 ``[rows, c]``), as far as the schema has such columns.
 
     Args:
@@ -150,7 +150,7 @@ class Tabular(Staged):
         if self.numbers is not None:
             parts.append(self.numbers(_column(inputs, "numbers")))
         if self.has_missing:
-            parts.append(_column(inputs, "missing"))
+            parts.append(_column(inputs, "missing").float())
         if self.categories is not None:
             parts.append(self.categories(_column(inputs, "categories")))
         return self.dropout(torch.cat(parts, 1))  # type: ignore[no-any-return]

@@ -59,8 +59,9 @@ class Recorder:
 
     def _numbers(self) -> list[dict[str, float]]:
         named = [_named(report) for _, report in self._waiting]
-        flat = [tensor.detach().reshape(()).to(torch.float64) for values in named for tensor in values.values()]
-        numbers = iter(torch.stack(_same_device(flat)).tolist() if flat else [])
+        flat = [tensor.detach().reshape(()) for values in named for tensor in values.values()]
+        # Stacked first: one conversion in place of one for every number.
+        numbers = iter(torch.stack(_same_device(flat)).double().tolist() if flat else [])
         return [{name: next(numbers) for name in values} for values in named]
 
     def _count(self, task: str, loss: float, facts: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from polytask.balancing.types import Losses, MicroBatch, Tap
-from polytask.data.batch import Batch, map_tensors
+from polytask.data.batch import Batch, first_tensor, map_tensors
 from polytask.data.mixing import Part
 from polytask.errors import DataError, unknown
 from polytask.models import MultiTaskModel
@@ -136,7 +137,8 @@ class StepBuilder:
     def _move(self, value: Any) -> Any:
         device = self.runtime.device
         if device.type == "cpu":
-            return map_tensors(value, lambda t: t if t.device == device else t.to(device))
+            first = first_tensor(value)
+            return value if first is None or first.is_cpu else map_tensors(value, lambda t: t.to(device))
 
         def moved(tensor: Tensor) -> Tensor:
             # A copy from pinned memory does not make the host wait.
@@ -149,8 +151,8 @@ class StepBuilder:
         found = {}
         for task in sorted(batch.targets, key=self._order.__getitem__):
             targets, weights = batch.targets[task], batch.weights.get(task)
-            known = labelled(targets)
-            if known.all():
+            known = None if _all_labelled(targets) else labelled(targets)
+            if known is None or known.all():
                 found[task] = Labelled(targets, None, weights)
             else:
                 rows = known.nonzero().squeeze(1)
@@ -201,7 +203,8 @@ class StepBuilder:
         losses = self.model.tasks[task].loss(chosen, label.targets)
         if label.weights is not None:
             losses = losses * label.weights
-        return losses.sum() / total
+        # The mean is one node of the graph where the sum and the quotient are two.
+        return losses.mean() if len(losses) == total and label.weights is None else losses.sum() / total
 
     def _penalty(self, part: float, first: bool) -> Tensor | None:
         """Penalties of a forward weigh as its part of the step's rows; those of the weights come once a step.
@@ -225,3 +228,10 @@ def _only(batch: Batch, tasks: Collection[str]) -> Batch:
         {task: values for task, values in batch.targets.items() if task in tasks},
         {task: values for task, values in batch.weights.items() if task in tasks},
     )
+
+
+def _all_labelled(targets: Tensor) -> bool:
+    """Whether every entry is a label for certain; one pass over them, where ``labelled`` takes several."""
+    if not targets.numel():
+        return True
+    return not math.isnan(targets.sum().item()) if targets.is_floating_point() else targets.min().item() >= 0

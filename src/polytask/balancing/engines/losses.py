@@ -26,7 +26,7 @@ class LossEngine(BaseEngine):
 
     def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
         """Forward, weights, backward."""
-        total, waiting = Sums(), None
+        total, waiting, values = Sums(), None, None
         weights = self.kept_weights(tasks)
         if weights is None and self.balancer.halves:
             self._look_ahead(micro, tasks)
@@ -34,7 +34,8 @@ class LossEngine(BaseEngine):
             if len(micro) == 1:
                 waiting = self.check_losses(micro[0], micro[0].forward(plain_tap))
                 total.add(waiting)
-                weights = self._weigh(self.reduced(total.stack(tasks)), tasks)
+                values = self.reduced(total.stack(tasks))
+                weights = self._weigh(values, tasks)
             elif self.balancer.needs_losses:
                 weights = self._weigh(self.reduced(self._first_look(micro, tasks)), tasks)
             else:
@@ -48,7 +49,8 @@ class LossEngine(BaseEngine):
                 losses = self.check_losses(batch, batch.forward(plain_tap))
                 total.add(losses)
             backward_weighted(losses, by_task)
-        values = self.reduced(total.stack(tasks))
+        if values is None:
+            values = self.reduced(total.stack(tasks))
         if self._fresh:
             self.learn(self.balancer.objective(values, tasks))
         return StepReport(dict(zip(tasks, values.unbind(), strict=True)), by_task)

@@ -10,6 +10,7 @@ from polytask.balancing.engines.core import ACCUMULATES, PLACES, RESCALES, BaseE
 from polytask.balancing.engines.features import FeatureEngine
 from polytask.balancing.engines.losses import LossEngine
 from polytask.balancing.engines.parameters import PartEngine, parameter_engine
+from polytask.balancing.engines.sharded import refuse_sharded
 from polytask.balancing.types import Engine, Parameters, Reduce
 from polytask.errors import BalancerError, unknown
 
@@ -106,6 +107,7 @@ def _gradient_engine(
             f"'{type(balancer).__name__}' is none of the three kinds of balancer. Derive it from LossWeighting, "
             "GramianWeighting or JacobianAggregator."
         )
+    refuse_sharded(type(balancer).__name__, parameters.shared_parameters(), parameters)
     makers: dict[str, Callable[..., BaseEngine]] = {
         "features": FeatureEngine,
         "last": PartEngine,

@@ -135,9 +135,9 @@ class Affinity:
         """As plain JSON data; None where a number is undefined."""
         kinds = {}
         for kind, of in self.estimates.items():
-            found = {"by_seed": of.values, "mean": of.mean, "low": of.low, "high": of.high}
+            found: dict[str, Any] = {"by_seed": of.values, "mean": of.mean, "low": of.low, "high": of.high}
             if of.parts is not None:
-                found |= {"parts": of.parts, "step_error": of.step_error}  # type: ignore[dict-item]
+                found |= {"parts": of.parts, "step_error": of.step_error}
             kinds[kind] = {name: plain(array) for name, array in found.items()}
         return {
             "title": self.title,

@@ -86,14 +86,14 @@ def read_boxes(path: Path) -> list[Box]:
     try:
         root = ElementTree.parse(path).getroot()
         found = [
-            tuple(float(box.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax"))
+            (_side(box, "xmin"), _side(box, "ymin"), _side(box, "xmax"), _side(box, "ymax"))
             for box in root.iter("object")
         ]
     except (ElementTree.ParseError, ValueError) as error:
         raise DataError(f"'{path}' is no file of boxes in the Pascal VOC format: {error}.") from None
     if not found:
         raise DataError(f"'{path}' has no box.")
-    return found  # type: ignore[return-value]
+    return found
 
 
 def _tiles(picture: NDArray[np.uint8], boxes: NDArray[np.float64]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -124,3 +124,7 @@ def _frame(tiles: list[dict[str, Any]]) -> pl.DataFrame:
             "picture": [tile["picture"] for tile in tiles],
         }
     )
+
+
+def _side(box: ElementTree.Element, side: str) -> float:
+    return float(box.findtext(f"bndbox/{side}", ""))

@@ -117,7 +117,7 @@ def check_tag_lengths(frame: pl.DataFrame, schema: TableSchema, tasks: Iterable[
             f"Task '{of_tags[0].name}' tags the words of one text; '{schema.texts[0].name}' is a pair of them."
         )
     text = column_of(frame, schema.texts[0].name, "text column")
-    words = np.array([len(row) for row in words_of(text)], dtype=np.int64)
+    words = np.array([len(row) for row in words_of(text, schema.texts[0].split)], dtype=np.int64)
     for task in of_tags:
         series = column_of(frame, (task.target.columns or (task.name,))[0], f"target column of task '{task.name}'")
         rows = read_tags(series, task)

@@ -27,8 +27,12 @@ SHAPES = ("special", "lower", "Title", "UPPER", "miXed", "with 4 digits", "other
 """What a piece's number in ``"shapes"`` says about how its word is written."""
 
 
-def words_of(series: pl.Series) -> list[list[str]]:
-    """The words of every text: those of a list column, or text split at its spaces.
+def words_of(series: pl.Series, split: str = "spaces") -> list[list[str]]:
+    """The words of every text: those of a list column, or text that is split.
+
+    Args:
+        series: The texts.
+        split: ``"spaces"``, or ``"characters"`` makes each character but spaces a word.
 
     Raises:
         DataError: if a text is missing or the column holds something else.
@@ -36,6 +40,8 @@ def words_of(series: pl.Series) -> list[list[str]]:
     Example:
         >>> words_of(pl.Series("s", ["fly to Boston", ""]))
         [['fly', 'to', 'Boston'], []]
+        >>> words_of(pl.Series("s", ["走 吧"]), "characters")
+        [['走', '吧']]
     """
     inner = series.dtype.inner if isinstance(series.dtype, pl.List | pl.Array) else series.dtype
     if inner not in (pl.String, pl.Categorical, pl.Enum):
@@ -49,10 +55,13 @@ def words_of(series: pl.Series) -> list[list[str]]:
             if any(word is None or not word.strip() for word in row):
                 raise DataError(f"Record {number}, column '{series.name}': a word of the list is missing or empty.")
         return rows
-    return [text.split() for text in series.cast(pl.String).to_list()]
+    texts = [text.split() for text in series.cast(pl.String).to_list()]
+    return [list("".join(parts)) for parts in texts] if split == "characters" else texts
 
 
-def fit_words(series: Sequence[pl.Series], *, min_count: int, lowercase: bool, longest_word: int) -> TextColumn:
+def fit_words(
+    series: Sequence[pl.Series], *, min_count: int, lowercase: bool, longest_word: int, split: str = "spaces"
+) -> TextColumn:
     """The vocabulary of training texts.
 
     Args:
@@ -60,6 +69,7 @@ def fit_words(series: Sequence[pl.Series], *, min_count: int, lowercase: bool, l
         min_count: Rarer words share the number of unseen ones.
         lowercase: Whether case is left to the characters.
         longest_word: Characters of a word that are read.
+        split: Where text is cut into words, see ``words_of``.
 
     Raises:
         DataError: if no text has a word.
@@ -68,7 +78,7 @@ def fit_words(series: Sequence[pl.Series], *, min_count: int, lowercase: bool, l
         >>> fit_words([pl.Series("s", ["To Rome", "to"])], min_count=2, lowercase=True, longest_word=20).words
         ('to',)
     """
-    rows = _joined([words_of(column) for column in series])
+    rows = _joined([words_of(column, split) for column in series])
     counts = Counter(word.lower() if lowercase else word for row in rows for word in row)
     if not counts:
         raise DataError(f"Column '{series[0].name}' has no word in the training rows. Leave it out of the inputs.")
@@ -77,6 +87,7 @@ def fit_words(series: Sequence[pl.Series], *, min_count: int, lowercase: bool, l
         series[0].name,
         words=tuple(sorted(word for word, count in counts.items() if count >= min_count)),
         characters=tuple(sorted(letter for letter, count in characters.items() if count >= min_count)),
+        split=split,
         lowercase=lowercase,
         longest_word=longest_word,
     )
@@ -117,7 +128,7 @@ def encode_text(series: Sequence[pl.Series], column: TextColumn) -> dict[str, Te
                 [ 2, -1]]), tensor([[ 0,  1],
                 [ 0, -1]]))
     """
-    texts = [words_of(one) for one in series]
+    texts = [words_of(one, column.split) for one in series]
     return _pieces(texts, column) if column.tokenizer else _whole_words(_joined(texts), column)
 
 

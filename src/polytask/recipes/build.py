@@ -196,17 +196,22 @@ def choose_inputs(
                 raise RecipeError(f"inputs.{name} is the target of a task; the model would read the answer.")
             if name not in frame.columns:
                 raise DataError(f"inputs.{name}: the table has no such column.{suggestion(name, frame.columns)}")
-        return {
-            name: InputSpec(said, **defaults) if isinstance(said, str) else said for name, said in recipe.inputs.items()
-        }, []
+        return {name: _spec(said, defaults) for name, said in recipe.inputs.items()}, []
     if loaded.inputs is not None:
         chosen = {name: kind for name, kind in loaded.inputs.items() if name not in targets | weights}
-        return {name: InputSpec(kind, **defaults) for name, kind in chosen.items()}, []
+        return {name: _spec(said, defaults) for name, said in chosen.items()}, []
     guesses = guess_inputs(frame, exclude=targets | weights | loaded.split_columns)
     found = {guess.column: guess.kind for guess in guesses if guess.kind}
     if not found:
         raise DataError("No column is left as an input. Name some: inputs: {age: number, job: category}.")
     return {name: InputSpec(kind, **defaults) for name, kind in found.items()}, describe_inference(guesses)
+
+
+def _spec(said: str | Mapping[str, Any] | InputSpec, defaults: Mapping[str, Any]) -> InputSpec:
+    """How a column is read that says its kind alone, its kind and options, or everything."""
+    if isinstance(said, InputSpec):
+        return said
+    return InputSpec(said, **defaults) if isinstance(said, str) else InputSpec(**{**defaults, **said})
 
 
 def _columns_read(inputs: Mapping[str, str | InputSpec]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,13 +70,13 @@ class Loaded:
     """All rows, and what the data set itself says about its columns.
 
     Args:
-        groups: One group where tasks share rows, else one a task.
-        inputs: Kinds of input columns as a built-in data set states them, or None.
+        groups: One group for each entry of ``data.tables``; else one.
+        inputs: How a built-in data set says that its input columns are read, or None.
         split_columns: Columns that only said which part a row belongs to.
     """
 
     groups: tuple[Group, ...]
-    inputs: Mapping[str, str] | None
+    inputs: Mapping[str, Any] | None
     split_columns: frozenset[str]
 
 
@@ -92,18 +92,35 @@ def load_frames(recipe: Recipe) -> Loaded:
         sheets, inputs = _read(settings, recipe)
         by = frozenset({settings.split.by} if settings.split.by else ())
         return Loaded((Group(tasks, sheets, settings.weight),), inputs, by)
-    for name in settings.tables:
-        if name not in tasks:
-            raise RecipeError(f"data.tables: {unknown('task', name, tasks)}")
-    for name in tasks:
-        if name not in settings.tables:
-            raise RecipeError(f"Task '{name}' has no table. data.tables has: {', '.join(settings.tables)}.")
-    tables = {task: settings.tables[task] for task in tasks}
-    groups = tuple(Group((task,), _read(s, recipe)[0], s.weight or settings.weight) for task, s in tables.items())
-    return Loaded(groups, None, frozenset(s.split.by for s in tables.values() if s.split.by))
+    served = _served(settings.tables, tasks)
+    groups = tuple(
+        Group(own, _read(entry, recipe)[0], entry.weight or settings.weight)
+        for own, entry in ((own, settings.tables[name]) for name, own in served.items())
+    )
+    return Loaded(groups, None, frozenset(s.split.by for s in settings.tables.values() if s.split.by))
 
 
-def _read(settings: DataSettings, recipe: Recipe) -> tuple[list[Sheet], Mapping[str, str] | None]:
+def _served(tables: Mapping[str, DataSettings], tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The tasks of each table, in the order of the tasks."""
+    entry_of: dict[str, str] = {}
+    for name, entry in tables.items():
+        for task in entry.tasks or (name,):
+            if task not in tasks:
+                more = "" if entry.tasks else " An entry of another name lists its tasks: tasks: [...]."
+                raise RecipeError(f"data.tables: {unknown('task', task, tasks)}{more}")
+            if task in entry_of:
+                raise RecipeError(
+                    f"data.tables: task '{task}' is in '{entry_of[task]}' and in '{name}'. A task has one table."
+                )
+            entry_of[task] = name
+    for task in tasks:
+        if task not in entry_of:
+            raise RecipeError(f"Task '{task}' has no table. data.tables has: {', '.join(tables)}.")
+    names = dict.fromkeys(entry_of[task] for task in tasks)
+    return {name: tuple(task for task in tasks if entry_of[task] == name) for name in names}
+
+
+def _read(settings: DataSettings, recipe: Recipe) -> tuple[list[Sheet], Mapping[str, Any] | None]:
     if settings.dataset is not None:
         frames = registry.build("datasets", settings.dataset, {"root": settings.root} if settings.root else {})
         sheets = [Sheet(f"{settings.dataset} ({part})", frame, {part: None}) for part, frame in frames.items()]

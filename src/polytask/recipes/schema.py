@@ -54,7 +54,9 @@ class DataSettings:
         train: File of the training rows.
         validation: File of the validation rows; a share of ``train`` if left out.
         test: File of the test rows.
-        tables: One entry like this for each task, where tasks have different rows.
+        tables: One entry like this for each task, where tasks have different rows. An entry that serves several
+            tasks names them in ``tasks`` and may have any name.
+        tasks: In an entry of ``tables``: the tasks of its rows; the one that the entry is named after if left out.
         root: Folder with the files of ``dataset``, if you have them; nothing is fetched then.
         format: ``auto`` (by the file's ending) or ``conll``: a line for each word with its tags in ``columns``, an
             empty line between texts.
@@ -73,6 +75,7 @@ class DataSettings:
     validation: str | None = None
     test: str | None = None
     tables: Mapping[str, DataSettings] | None = None
+    tasks: Sequence[str] = ()
     root: str | None = None
     format: str = "auto"
     columns: Sequence[str] = ()
@@ -160,6 +163,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise RecipeError("A recipe needs at least one task, such as tasks: {income: {type: binary}}.")
+        if self.data.tasks:
+            raise RecipeError(
+                "data.tasks says which tasks an entry of data.tables serves, as in data: {tables: {news: {table: "
+                "news.parquet, tasks: [topic, length]}}}. Leave it out where all tasks share rows."
+            )
         for name, options in self.tasks.items():
             if "type" not in options:
                 raise RecipeError(f"tasks.{name} has no type. Say for example {name}: {{type: binary}}.")

@@ -32,7 +32,6 @@ KINDS = ("number", "category", "image", "text")
 SCALES = ("standard", "quantile", "none")
 MISSING = ("indicate", "mean", "error")
 COLOURS = {"rgb": 3, "grey": 1}
-ON_BAD = ("error", "skip")
 SPLITS = ("spaces", "characters")
 
 
@@ -53,8 +52,6 @@ class InputSpec:
         impute_infinite: Of numbers: infinite values count as missing instead of raising an error.
         size: Of images from files: height and width that they are resized to; None if all have one size.
         colour: Of images from files: ``"rgb"`` or ``"grey"``.
-        on_bad: Of images from files: what to do with a row whose image is missing or cannot be read, ``"error"`` or
-            ``"skip"`` (the row is left out, counted, with a warning).
         split: Of texts: ``"spaces"`` between words, or ``"characters"``: each is a word, as for Chinese.
         lowercase: Of words: whether their case is left to their characters.
         longest_word: Of words: characters that are read.
@@ -80,7 +77,6 @@ class InputSpec:
     impute_infinite: bool = False
     size: tuple[int, int] | None = None
     colour: str = "rgb"
-    on_bad: str = "error"
 
     @property
     def channels(self) -> int:
@@ -100,7 +96,6 @@ class InputSpec:
             ("scale", self.scale, SCALES),
             ("missing", self.missing, MISSING),
             ("colour", self.colour, COLOURS),
-            ("on_bad", self.on_bad, ON_BAD),
             ("split", self.split, SPLITS),
         ):
             if value not in known:

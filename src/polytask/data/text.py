@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polytask.data.schema import TextColumn
-from polytask.errors import DataError, MissingExtraError
+from polytask.errors import DataError, MissingExtraError, RowError
 
 UNSEEN = 0
 """Number of a word or character that training rows did not have, or had too rarely."""
@@ -48,15 +48,24 @@ def words_of(series: pl.Series, split: str = "spaces") -> list[list[str]]:
         raise DataError(f"Column '{series.name}' holds {series.dtype}; a text column holds text or lists of words.")
     absent = series.is_null().arg_true()
     if len(absent):
-        raise DataError(f"Record {int(absent[0]) + 1}, column '{series.name}': there is no text. Leave such rows out.")
+        raise _no_text(series, dict.fromkeys(absent.to_list(), "there is no text"))
     if isinstance(series.dtype, pl.List | pl.Array):
         rows = series.to_list()
-        for number, row in enumerate(rows, start=1):
-            if any(word is None or not word.strip() for word in row):
-                raise DataError(f"Record {number}, column '{series.name}': a word of the list is missing or empty.")
+        broken = [at for at, row in enumerate(rows) if any(word is None or not word.strip() for word in row)]
+        if broken:
+            raise _no_text(series, dict.fromkeys(broken, "a word of the list is missing or empty"))
         return rows
     texts = [text.split() for text in series.cast(pl.String).to_list()]
     return [list("".join(parts)) for parts in texts] if split == "characters" else texts
+
+
+def _no_text(series: pl.Series, rows: Mapping[int, str]) -> RowError:
+    first = min(rows)
+    return RowError(
+        f"Record {first + 1}, column '{series.name}': {rows[first]}. Leave such rows out, or have them skipped: data: "
+        "{on_bad: skip}.",
+        {at: f"column '{series.name}': {what}" for at, what in rows.items()},
+    )
 
 
 def fit_words(

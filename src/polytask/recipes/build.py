@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import polars as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from polytask import registry
+from polytask.data.boxes import box_labels, box_rows
 from polytask.data.infer import describe_inference, guess_inputs
+from polytask.data.numbers import find_faults
 from polytask.data.preprocess import InputSpec, TablePreprocessor
-from polytask.data.schema import TableSchema
+from polytask.data.schema import TableSchema, TextColumn
 from polytask.data.source import TensorSource
 from polytask.data.table import as_text, column_of, parse_numbers
 from polytask.data.tags import check_tag_lengths
-from polytask.data.target_forms import target_columns
+from polytask.data.target_forms import only_column, target_columns
 from polytask.data.targets import drop_unlabelled, encode_target, encode_weight, fit_target
+from polytask.data.text import words_of
 from polytask.errors import DataError, RecipeError, suggestion, unknown
 from polytask.evaluation import CompositeIndex, Criterion, Decision
 from polytask.models import MultiTaskModel
@@ -82,8 +87,8 @@ def build(recipe: Recipe) -> Built:
     weights = _weight_columns(recipe, loaded)
     inputs, notes = choose_inputs(recipe, loaded, tasks, set(weights.values()))
     inputs = {name: _as_encoder_reads(name, spec, recipe) for name, spec in inputs.items()}
-    _parse_numbers(loaded, inputs)
-    notes = [*notes, *read_pictures(loaded, inputs, tasks)]
+    _check_rows(loaded, inputs, tasks)
+    read_pictures(loaded, inputs, tasks)
     trained = [group.training.rows("train") for group in loaded.groups]
     whole = trained[0] if len(trained) == 1 else pl.concat([frame.select(_columns_read(inputs)) for frame in trained])
     preprocessor = TablePreprocessor.fit(whole, inputs)
@@ -93,9 +98,6 @@ def build(recipe: Recipe) -> Built:
     columns = tuple(_column(whole, name, spec.kind) for name, spec in inputs.items())
     for group, frame in zip(loaded.groups, trained, strict=True):
         for name in group.tasks:
-            if tasks[name].target.form == "binary":
-                # Over the whole file first, so that an error names the record of the file.
-                encode_target(group.training.frame, tasks[name])
             tasks[name] = _at(fit_target(frame, tasks[name]), _columns(recipe.tasks[name]))
     del trained, whole
     sources: dict[str, list[TensorSource]] = {"train": [], "validation": [], "test": []}
@@ -103,9 +105,13 @@ def build(recipe: Recipe) -> Built:
     for group in loaded.groups:
         while group.sheets:
             # Text is several times the size of its tensors: a sheet goes as soon as it is encoded.
-            for part, source, lost in _sources(group.sheets.pop(0), group.tasks, preprocessor, tasks, weights):
+            sheet = group.sheets.pop(0)
+            for part, source, lost in _sources(sheet, group.tasks, preprocessor, tasks, weights):
                 sources[part].append(source)
                 skipped += lost
+            if sheet.bad:
+                notes = [*notes, f"{sheet.name}: {sheet.told}"]
+                warnings.warn(notes[-1], stacklevel=2)
     if skipped:
         notes = [*notes, f"Skipped {skipped:,} rows: they have no label for any task."]
     model = make_model(recipe, preprocessor.schema, list(tasks.values()))
@@ -128,16 +134,42 @@ def _over_tasks(recipe: Recipe, tasks: Mapping[str, Task]) -> tuple[CompositeInd
     return index, Decision(recipe.decision, tasks) if recipe.decision is not None else None
 
 
-def _parse_numbers(loaded: Loaded, inputs: Mapping[str, InputSpec]) -> None:
-    """Parse number columns over whole files, so that an error names the record of the file."""
-    names = [name for name, spec in inputs.items() if spec.kind == "number"]
+def _check_rows(loaded: Loaded, inputs: Mapping[str, InputSpec], tasks: Mapping[str, Task]) -> None:
+    """Look at every row that training reads, over whole files, so that an error names the record of the file.
+
+    Number columns are parsed then. Rows that cannot be used leave their parts before anything is learned from them,
+    where the recipe says so.
+    """
+    texts = [TextColumn(name, split=s.split, pair=s.pair) for name, s in inputs.items() if s.kind == "text"]
     for group in loaded.groups:
+        of_group = [tasks[name] for name in group.tasks]
         for sheet in group.sheets:
-            try:
-                parsed = [parse_numbers(column_of(sheet.frame, name, "input column")) for name in names]
-            except DataError as error:
-                raise DataError(f"{sheet.name}: {error}") from None
-            sheet.frame = sheet.frame.with_columns(parsed)
+            for name, spec in inputs.items():
+                if spec.kind == "number":
+                    sheet.frame = sheet.frame.with_columns(sheet.read(partial(_parsed, sheet, name, spec)))
+            sheet.read(partial(_check_texts, sheet, texts, of_group))
+            for task in of_group:
+                sheet.read(partial(_check_target, sheet, task))
+
+
+def _parsed(sheet: Sheet, name: str, spec: InputSpec) -> pl.Series:
+    parsed = parse_numbers(column_of(sheet.frame, name, "input column"))
+    find_faults(name, parsed, spec.impute_infinite, spec.missing == "error")
+    return parsed
+
+
+def _check_texts(sheet: Sheet, texts: Sequence[TextColumn], tasks: Sequence[Task]) -> None:
+    for name in (name for column in texts for name in (column.name, column.pair) if name):
+        words_of(column_of(sheet.frame, name, "input column"))
+    check_tag_lengths(sheet.frame, texts, tasks)
+
+
+def _check_target(sheet: Sheet, task: Task) -> None:
+    """What can be told of a task's targets before its classes are known."""
+    if task.target.form == "binary":
+        encode_target(sheet.frame, task)
+    elif task.target.form == "boxes":
+        box_labels(box_rows(only_column(sheet.frame, task), f"task '{task.name}'"), f"task '{task.name}'")
 
 
 def make_tasks(recipe: Recipe) -> dict[str, Task]:
@@ -255,13 +287,13 @@ def _sources(
     weights: Mapping[str, str],
 ) -> Iterator[tuple[str, TensorSource, int]]:
     """The parts of a sheet, each with its source and the number of rows without any label."""
-    try:
+
+    def encoded() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         targets = {name: encode_target(sheet.frame, tasks[name], sizes=sheet.sizes) for name in names}
-        check_tag_lengths(sheet.frame, preprocessor.schema, (tasks[name] for name in names))
-        of_rows = {name: encode_weight(sheet.frame, weights[name]) for name in names if name in weights}
-        whole = TensorSource(preprocessor.inputs(sheet.frame), targets, of_rows)
-    except DataError as error:
-        raise DataError(f"{sheet.name}: {error}") from None
+        return targets, {name: encode_weight(sheet.frame, weights[name]) for name in names if name in weights}
+
+    targets, of_rows = sheet.read(encoded)
+    whole = sheet.read(lambda: TensorSource(preprocessor.inputs(sheet.frame), targets, of_rows))
     for part, chosen in sheet.parts.items():
         rows = torch.arange(len(whole)) if chosen is None else torch.from_numpy(chosen)
         known, _ = drop_unlabelled({name: target[rows] for name, target in targets.items()})

@@ -16,6 +16,7 @@ from polytask.evaluation import DecisionSettings, IndexSettings
 from polytask.training.settings import TrainingSettings
 
 FORMATS = ("auto", "conll")
+ON_BAD = ("error", "skip")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class DataSettings:
         header: Whether a CSV starts with the column names; without, columns are ``column_1``, ``column_2``, ...
         separator: Between the fields of a CSV.
         na: What stands for a missing value in a CSV.
+        on_bad: What to do with a row that cannot be used, such as a number that does not parse, an image that cannot be
+            read, or tags that break their scheme: ``error`` (the default), or ``skip`` it with a warning that counts.
         split: How rows are divided.
         weight: Column with a weight for every row, or one for each task.
     """
@@ -82,6 +85,7 @@ class DataSettings:
     header: bool = True
     separator: str = ","
     na: Sequence[str] = NA
+    on_bad: str | None = None
     split: SplitSettings = field(default_factory=SplitSettings)
     weight: str | Mapping[str, str] | None = None
 
@@ -94,6 +98,8 @@ class DataSettings:
             raise RecipeError("data.validation and data.test go with data.train; found no data.train.")
         if self.format not in FORMATS:
             raise RecipeError(f"data.format: {unknown('format', self.format, FORMATS)}")
+        if self.on_bad is not None and self.on_bad not in ON_BAD:
+            raise RecipeError(f"data.on_bad: {unknown('way', self.on_bad, ON_BAD)}")
         if (self.format == "conll") != bool(self.columns):
             raise RecipeError("data.columns and data.format: conll go together: columns: [words, tags] names them.")
 

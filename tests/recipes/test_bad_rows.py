@@ -114,7 +114,7 @@ def test_boxes_outside_of_their_image(tmp_path):
     frame = pl.DataFrame({"image": [[[[0.5] * 8] * 8]] * 24, "boxes": boxes, "part": PARTS})
     encoder = {"name": "convnet", "in_channels": 1, "channels": [4], "pool": False}
     tasks, inputs = {"boxes": {"type": "detection", "size": [8, 8]}}, {"image": {"kind": "image"}}
-    with pytest.raises(DataError, match=r"a.parquet: Record 1 of task 'boxes': \{\} is no box"):
+    with pytest.raises(DataError, match=r"a.parquet: Record 1 of column 'boxes': \{\} is no box"):
         build(write(frame, tmp_path / "a.parquet", "error", tasks, inputs, encoder))
     with pytest.warns(UserWarning, match=r"Skipped 3 of 24 .*Record 4, task 'boxes': .* reaches outside .*Record 7, "):
         built = build(write(frame, tmp_path / "a.parquet", "skip", tasks, inputs, encoder))

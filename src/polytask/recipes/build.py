@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import polars as pl
@@ -13,22 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from polytask import registry
-from polytask.data.boxes import box_labels, box_rows
 from polytask.data.infer import describe_inference, guess_inputs
-from polytask.data.numbers import find_faults
 from polytask.data.preprocess import InputSpec, TablePreprocessor
-from polytask.data.schema import TableSchema, TextColumn
+from polytask.data.schema import TableSchema
 from polytask.data.source import TensorSource
-from polytask.data.table import as_text, column_of, parse_numbers
-from polytask.data.tags import check_tag_lengths
-from polytask.data.target_forms import only_column, target_columns
+from polytask.data.table import as_text
+from polytask.data.target_forms import target_columns
 from polytask.data.targets import drop_unlabelled, encode_target, encode_weight, fit_target
-from polytask.data.text import words_of
 from polytask.errors import DataError, RecipeError, suggestion, unknown
 from polytask.evaluation import CompositeIndex, Criterion, Decision
 from polytask.models import MultiTaskModel
 from polytask.recipes.frames import Loaded, Sheet, load_frames
 from polytask.recipes.pictures import read_pictures
+from polytask.recipes.rows import check_rows
 from polytask.recipes.schema import Recipe, named
 from polytask.sharing import Sharing
 from polytask.tasks.task import Task
@@ -87,7 +83,7 @@ def build(recipe: Recipe) -> Built:
     weights = _weight_columns(recipe, loaded)
     inputs, notes = choose_inputs(recipe, loaded, tasks, set(weights.values()))
     inputs = {name: _as_encoder_reads(name, spec, recipe) for name, spec in inputs.items()}
-    _check_rows(loaded, inputs, tasks)
+    check_rows(loaded, inputs, tasks)
     read_pictures(loaded, inputs, tasks)
     trained = [group.training.rows("train") for group in loaded.groups]
     whole = trained[0] if len(trained) == 1 else pl.concat([frame.select(_columns_read(inputs)) for frame in trained])
@@ -132,44 +128,6 @@ def _over_tasks(recipe: Recipe, tasks: Mapping[str, Task]) -> tuple[CompositeInd
     if recipe.training.select != "last":
         Criterion(recipe.training.select, tasks, index)
     return index, Decision(recipe.decision, tasks) if recipe.decision is not None else None
-
-
-def _check_rows(loaded: Loaded, inputs: Mapping[str, InputSpec], tasks: Mapping[str, Task]) -> None:
-    """Look at every row that training reads, over whole files, so that an error names the record of the file.
-
-    Number columns are parsed then. Rows that cannot be used leave their parts before anything is learned from them,
-    where the recipe says so.
-    """
-    texts = [TextColumn(name, split=s.split, pair=s.pair) for name, s in inputs.items() if s.kind == "text"]
-    for group in loaded.groups:
-        of_group = [tasks[name] for name in group.tasks]
-        for sheet in group.sheets:
-            for name, spec in inputs.items():
-                if spec.kind == "number":
-                    sheet.frame = sheet.frame.with_columns(sheet.read(partial(_parsed, sheet, name, spec)))
-            sheet.read(partial(_check_texts, sheet, texts, of_group))
-            for task in of_group:
-                sheet.read(partial(_check_target, sheet, task))
-
-
-def _parsed(sheet: Sheet, name: str, spec: InputSpec) -> pl.Series:
-    parsed = parse_numbers(column_of(sheet.frame, name, "input column"))
-    find_faults(name, parsed, spec.impute_infinite, spec.missing == "error")
-    return parsed
-
-
-def _check_texts(sheet: Sheet, texts: Sequence[TextColumn], tasks: Sequence[Task]) -> None:
-    for name in (name for column in texts for name in (column.name, column.pair) if name):
-        words_of(column_of(sheet.frame, name, "input column"))
-    check_tag_lengths(sheet.frame, texts, tasks)
-
-
-def _check_target(sheet: Sheet, task: Task) -> None:
-    """What can be told of a task's targets before its classes are known."""
-    if task.target.form == "binary":
-        encode_target(sheet.frame, task)
-    elif task.target.form == "boxes":
-        box_labels(box_rows(only_column(sheet.frame, task), f"task '{task.name}'"), f"task '{task.name}'")
 
 
 def make_tasks(recipe: Recipe) -> dict[str, Task]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polytask.data.schema import TextColumn
+from polytask.data.token_cache import Ragged, cached
 from polytask.errors import DataError, MissingExtraError, RowError
 
 UNSEEN = 0
@@ -186,23 +187,27 @@ def _tokenizer(definition: str, longest: int) -> Any:
 def _pieces(texts: Sequence[list[list[str]]], column: TextColumn) -> dict[str, Tensor]:
     assert column.tokenizer is not None
     made = _tokenizer(column.tokenizer, column.longest)
-    plain = [[" ".join(row) for row in rows] for rows in texts]
-    found = made.encode_batch(plain[0] if len(plain) == 1 else list(zip(*plain, strict=True)))
-    cut = sum(bool(encoding.overflowing) for encoding in found)
+    ragged, cut = cached(texts, column.tokenizer, column.longest, lambda: _cut(texts, made))
     if cut:
         warnings.warn(
-            f"Column '{column.name}': {cut:,} of {len(found):,} texts have more than {column.longest} tokens; what "
+            f"Column '{column.name}': {cut:,} of {len(texts[0]):,} texts have more than {column.longest} tokens; what "
             "lies beyond is not read. Set longest: ... of the column to read more.",
             stacklevel=2,
         )
+    return {key: torch.from_numpy(_padded(flat, lengths)) for key, (flat, lengths) in ragged.items()}
+
+
+def _cut(texts: Sequence[list[list[str]]], tokenizer: Any) -> tuple[Ragged, int]:
+    """The tokens of texts and what belongs to them, on all cores; and how many texts are too long to be read whole."""
+    plain = [[" ".join(row) for row in rows] for rows in texts]
+    found = tokenizer.encode_batch(plain[0] if len(plain) == 1 else list(zip(*plain, strict=True)))
     parts = [_aligned(row, encoding) for row, encoding in zip(zip(*texts, strict=True), found, strict=True)]
-    keys = ("tokens", "words", "shapes", "segments")[: None if len(texts) > 1 else 3]
-    result = {}
-    for at, key in enumerate(keys):
+    ragged = {}
+    for at, key in enumerate(("tokens", "words", "shapes", "segments")[: None if len(texts) > 1 else 3]):
         flat = [part[at] for part in parts]
         lengths = np.array([len(values) for values in flat], dtype=np.int64)
-        result[key] = torch.from_numpy(_padded(np.concatenate(flat) if flat else lengths, lengths))
-    return result
+        ragged[key] = np.concatenate(flat) if flat else lengths, lengths
+    return ragged, sum(bool(encoding.overflowing) for encoding in found)
 
 
 def _aligned(texts: Sequence[Sequence[str]], encoding: Any) -> tuple[NDArray[np.int64], ...]:

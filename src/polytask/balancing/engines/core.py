@@ -212,8 +212,11 @@ class BaseEngine(ABC):
     def learn(self, objective: Tensor | None) -> None:
         """Gradients of the method's own Parameters; ``after_step`` steps them."""
         if objective is not None and self.own is not None:
-            self.own.zero_grad(set_to_none=True)
-            objective.backward()  # type: ignore[no-untyped-call]
+            learned = list(self.balancer.parameters())
+            for parameter, gradient in zip(
+                learned, torch.autograd.grad(objective, learned, allow_unused=True), strict=True
+            ):
+                parameter.grad = gradient
 
     def reduced(self, tensor: Tensor) -> Tensor:
         """The sum over processes."""
@@ -304,8 +307,17 @@ class Sums:
 
     def stack(self, tasks: Sequence[str]) -> Tensor:
         """One vector in the order of ``tasks``, float32 or better."""
-        stacked = torch.stack([self.values[task] for task in tasks])
-        return stacked if stacked.dtype == torch.float64 else stacked.float()
+        return full(joined(self.values, tasks))
+
+
+def joined(losses: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
+    """The losses of those ``tasks`` that have one, as one tensor."""
+    return torch.stack([losses[task] for task in tasks if task in losses])
+
+
+def full(losses: Tensor) -> Tensor:
+    """Losses in float32 or better."""
+    return losses if losses.dtype == torch.float64 else losses.float()
 
 
 def merged(reports: Sequence[StepReport]) -> StepReport:

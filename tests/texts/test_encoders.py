@@ -1,6 +1,10 @@
 """Encoders of texts: padding changes nothing, words are aligned, and a pretrained model stays what it was."""
 
 import json
+import shutil
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 
 import polars as pl
 import pytest
@@ -216,7 +220,7 @@ def test_wrong_options_of_the_bilstm_are_named(options, text):
         BiLSTM(read(TEXTS)[0], **options)
 
 
-def test_wrong_options_and_models_of_the_hub_are_named(folder, tmp_path, monkeypatch):
+def test_wrong_options_and_models_of_the_hub_are_named(folder, tmp_path):
     schema, _ = read(TEXTS, tokenizer=str(folder), longest=20)
     with pytest.raises(RecipeError, match="hub needs model"):
         Hub(schema)
@@ -226,10 +230,59 @@ def test_wrong_options_and_models_of_the_hub_are_named(folder, tmp_path, monkeyp
         Hub(read(TEXTS, tokenizer=str(folder))[0], str(folder))
     with pytest.raises(DataError, match=r"cannot be read as a pretrained model: .*it has: nothing"):
         Hub(schema, str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for call in (lambda: Hub(schema, "no-such/model"), lambda: read_tokenizer("no-such/model")):
-        with pytest.raises(DataError, match=r"There is no such folder here.*give its path, such as model: \./bert"):
+
+
+def hub_at(url, cache, monkeypatch):
+    """What the environment says of the hub, HF_ENDPOINT above all, is read once, when the client is imported."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+
+
+def test_a_hub_that_does_not_answer_is_named_at_once(folder, monkeypatch, tmp_path):
+    """The client by itself tries again for minutes."""
+    schema, _ = read(TEXTS, tokenizer=str(folder), longest=20)
+    hub_at("http://127.0.0.1:9", tmp_path, monkeypatch)
+    calls = (lambda: Hub(schema, "no-such/model"), lambda: read_tokenizer("no-such/model"))
+    started = time.monotonic()
+    for call in calls:
+        with pytest.raises(DataError, match=r"the hub at http://127\.0\.0\.1:9 does not answer .* model: \./bert"):
             call()
+    assert time.monotonic() - started < 5
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for call in calls:
+        with pytest.raises(DataError, match=r"not whole, on this machine, and HF_HUB_OFFLINE is set.*give its path"):
+            call()
+
+
+def test_a_hub_that_answers_that_it_has_no_such_model(folder, monkeypatch, tmp_path):
+    class Empty(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Empty) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        hub_at(f"http://127.0.0.1:{server.server_port}", tmp_path, monkeypatch)
+        with pytest.raises(DataError, match=r"the hub does not give it out: .*404.* Check its name"):
+            read_tokenizer("no-such/model")
+        server.shutdown()
+
+
+def test_what_was_fetched_before_needs_no_hub(folder, monkeypatch, tmp_path):
+    commit = "0" * 40
+    kept = tmp_path / "models--some--model"
+    shutil.copytree(folder, kept / "snapshots" / commit)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(commit)
+    hub_at("http://127.0.0.1:9", tmp_path, monkeypatch)
+    schema, inputs = read(TEXTS, tokenizer="some/model", longest=20)
+    torch.testing.assert_close(Hub(schema, "some/model").eval()(inputs), Hub(schema, str(folder)).eval()(inputs))
 
 
 def test_models_of_another_build_are_refused(tmp_path, folder):

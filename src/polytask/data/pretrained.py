@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,15 @@ ARCHIVES = {
     )
 }
 """Models that package archives carry, by a name that no hub gives out (those have a slash)."""
+
+TOKENIZER = "tokenizer.json"
+"""Where a model's tokenizer lies."""
+PATIENCE = 5
+"""Seconds that a hub has to say that it is there."""
+_LOCALLY = (
+    "There is no such folder here either. Without a network, copy the model's files (config.json, model.safetensors "
+    "and what goes with them) into a folder and give its path, such as model: ./bert-base-cased."
+)
 
 
 def need_transformers() -> Any:
@@ -49,29 +57,65 @@ def located(model: str) -> str:
     return str(fetch(model, ARCHIVES[model])["config.json"].parent)
 
 
-@contextmanager
-def explained(model: str) -> Iterator[None]:
-    """Turn what goes wrong while a model is read into an error that says what to do.
+def from_hub(model: str, read: Callable[..., Any], file: str) -> Any:
+    """Read a part of a pretrained model: from its folder, from what was fetched before, or from the hub.
+
+    What lies in the hub's cache is taken as it is, so a model stays the same and needs no network. Else one short
+    question finds out whether the hub answers, because clients of hubs try again for minutes.
+
+    Args:
+        model: Name in a hub or in ``ARCHIVES``, or a folder.
+        read: A ``from_pretrained`` of ``transformers``.
+        file: What the part is read from beside config.json and the weights, for errors.
 
     Raises:
         DataError: if the folder lacks something, or the hub does not have the model or cannot be reached.
     """
+    model = located(model)
+    if not Path(model).is_dir():
+        try:
+            return read(model, local_files_only=True)
+        except (OSError, ValueError):
+            _ask(model)
     try:
-        yield
+        return read(model)
     except (OSError, ValueError) as error:
-        folder = Path(model)
-        if folder.is_dir():
-            held = listed(sorted(path.name for path in folder.iterdir())) or "nothing"
-            raise DataError(
-                f"The folder '{model}' cannot be read as a pretrained model: {_first(error)}. It needs config.json, "
-                f"model.safetensors and tokenizer.json, as save_pretrained writes them; it has: {held}."
-            ) from None
+        raise _unreadable(model, file, error) from None
+
+
+def _ask(model: str) -> None:
+    """Raise a DataError unless the hub answers and has the model."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    absent = f"The pretrained model '{model}' is not, or not whole, on this machine"
+    if constants.HF_HUB_OFFLINE:
+        raise DataError(f"{absent}, and HF_HUB_OFFLINE is set. {_LOCALLY}")
+    try:
+        get_hf_file_metadata(hf_hub_url(model, "config.json"), timeout=PATIENCE)
+    except (HfHubHTTPError, ValueError) as error:
+        # An answer: no such model, no such name, or a login is needed.
         raise DataError(
-            f"The pretrained model '{model}' cannot be read: {_first(error)}. There is no such folder here, and a hub "
-            "does not have it, needs a login for it, or cannot be reached. Without a network, copy the model's files "
-            "(config.json, model.safetensors, tokenizer.json) into a folder and give its path, such as "
-            "model: ./bert-base-cased."
+            f"{absent}, and the hub does not give it out: {_first(error)}. Check its name; if it needs a login, say "
+            f"hf auth login. {_LOCALLY}"
         ) from None
+    except Exception as error:
+        # What no answer raises belongs to the client's own client, and which one that is differs by version.
+        raise DataError(
+            f"{absent}, and the hub at {constants.ENDPOINT} does not answer within {PATIENCE} seconds: "
+            f"{_first(error) or type(error).__name__}. {_LOCALLY}"
+        ) from None
+
+
+def _unreadable(model: str, file: str, error: Exception) -> DataError:
+    folder = Path(model)
+    if not folder.is_dir():
+        return DataError(f"The pretrained model '{model}' cannot be read: {_first(error)}. {_LOCALLY}")
+    held = listed(sorted(path.name for path in folder.iterdir())) or "nothing"
+    return DataError(
+        f"The folder '{model}' cannot be read as a pretrained model: {_first(error)}. It needs config.json, "
+        f"model.safetensors and {file}, as save_pretrained writes them; it has: {held}."
+    )
 
 
 def read_tokenizer(model: str) -> str:
@@ -85,12 +129,10 @@ def read_tokenizer(model: str) -> str:
         MissingExtraError: without the extra ``hub``.
     """
     model = located(model)
-    file = Path(model) / "tokenizer.json"
+    file = Path(model) / TOKENIZER
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    transformers = need_transformers()
-    with explained(model):
-        found = transformers.AutoTokenizer.from_pretrained(model)
+    found = from_hub(model, need_transformers().AutoTokenizer.from_pretrained, TOKENIZER)
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:
         raise DataError(f"The tokenizer of '{model}' has no fast form (tokenizer.json), which is needed here.")

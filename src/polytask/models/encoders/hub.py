@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask import registry
-from polytask.data.pretrained import explained, located, need_transformers
+from polytask.data.pretrained import TOKENIZER, from_hub, need_transformers
 from polytask.data.schema import TableSchema
 from polytask.data.text import SHAPES
 from polytask.errors import RecipeError
@@ -147,9 +148,9 @@ def _load(model: str | None, config: Mapping[str, Any] | None) -> Any:
         if model is None:
             known = transformers.AutoConfig.for_model(**dict(config or {}))
             return transformers.AutoModel.from_config(known, attn_implementation="sdpa").float().eval()
-        model = located(model)
-        with explained(model):
-            return transformers.AutoModel.from_pretrained(model, attn_implementation="sdpa", dtype=torch.float32).eval()
+        options = {"attn_implementation": "sdpa", "dtype": torch.float32}
+        read = functools.partial(transformers.AutoModel.from_pretrained, **options)
+        return from_hub(model, read, TOKENIZER).eval()
 
 
 @contextmanager

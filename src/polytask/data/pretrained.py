@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ ARCHIVES = {
 
 TOKENIZER = "tokenizer.json"
 """Where a model's tokenizer lies."""
+PROCESSOR = "preprocessor_config.json"
+"""Where a model says how images or sounds become its inputs."""
 PATIENCE = 5
 """Seconds that a hub has to say that it is there."""
 _LOCALLY = (
@@ -44,6 +47,22 @@ def need_transformers() -> Any:
     except ImportError:
         raise MissingExtraError("Pretrained models need the extra 'hub': pip install 'polytask[hub]'.") from None
     return transformers
+
+
+@contextmanager
+def quiet() -> Iterator[Any]:
+    """The package ``transformers`` without its reports, such as of weights of a pooler that is not used here."""
+    transformers = need_transformers()
+    before = transformers.utils.logging.get_verbosity()
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield transformers
+    finally:
+        transformers.utils.logging.set_verbosity(before)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def located(model: str) -> str:
@@ -137,6 +156,52 @@ def read_tokenizer(model: str) -> str:
     if backend is None:
         raise DataError(f"The tokenizer of '{model}' has no fast form (tokenizer.json), which is needed here.")
     definition: str = backend.to_str()
+    return definition
+
+
+def read_image_settings(model: str) -> dict[str, Any]:
+    """What a model's image processor does with the pixels of an image.
+
+    Args:
+        model: Its name in a hub, or its folder.
+
+    Returns:
+        ``"size"``, the height and width that the model reads; ``"scale"``, ``"mean"`` and ``"std"``: an image ``x``
+        from 0 to 1 becomes ``(x * scale - mean) / std``.
+
+    Raises:
+        DataError: if it cannot be read, or names no size.
+        MissingExtraError: without the extra ``hub``.
+    """
+    with quiet() as transformers:
+        found = from_hub(model, transformers.AutoImageProcessor.from_pretrained, PROCESSOR)
+    said = dict((found.crop_size if getattr(found, "do_center_crop", False) else found.size) or {})
+    side = said.get("shortest_edge")
+    size = [said.get("height") or side, said.get("width") or side]
+    if not all(size):
+        raise DataError(f"The image processor of '{model}' names no height and width. Give the input a size.")
+    normed = bool(found.do_normalize)
+    return {
+        "size": size,
+        "scale": 255.0 * (found.rescale_factor if found.do_rescale else 1.0),
+        "mean": list(found.image_mean) if normed else [0.0],
+        "std": list(found.image_std) if normed else [1.0],
+    }
+
+
+def read_extractor(model: str) -> str:
+    """What makes a model's inputs of sounds, as its preprocessor_config.json has it.
+
+    Args:
+        model: Its name in a hub, or its folder.
+
+    Raises:
+        DataError: if it cannot be read.
+        MissingExtraError: without the extra ``hub``.
+    """
+    with quiet() as transformers:
+        found = from_hub(model, transformers.AutoFeatureExtractor.from_pretrained, PROCESSOR)
+    definition: str = found.to_json_string()
     return definition
 
 

@@ -40,7 +40,8 @@ def read_pictures(loaded: Loaded, inputs: Mapping[str, InputSpec], tasks: Mappin
     notes = []
     for sheet in (sheet for group in loaded.groups for sheet in group.sheets):
         named = {name: spec for name, spec in inputs.items() if spec.kind == "image"}
-        sheet.frame = with_folder(sheet.frame, [*named, *masks], sheet.folder)
+        sounds = [name for name, spec in inputs.items() if spec.kind == "audio"]
+        sheet.frame = with_folder(sheet.frame, [*named, *sounds, *masks], sheet.folder)
         for name, spec in named.items():
             series = column_of(sheet.frame, name, "input column")
             if not holds_files(series):

@@ -194,6 +194,15 @@ def test_sharings_keep_the_words(name, folder):
         (found["good"].sum() + found["tags"].nansum()).backward()
 
 
+def test_copies_start_from_the_pretrained_weights(folder):
+    schema, inputs = read(TEXTS, tokenizer=str(folder), longest=20)
+    encoder = hub(schema, str(folder), case=True)
+    apart = MultiTaskModel(sharing.Separate(encoder), [binary("a"), binary("b")], example=inputs).eval()
+    found = apart.sharing(inputs, ["a", "b"])
+    torch.testing.assert_close(found["a"], found["b"])
+    torch.testing.assert_close(found["a"], encoder(inputs))
+
+
 def test_private_layers_keep_the_words_and_batch_norm_is_refused(folder):
     encoder, inputs = next(both(folder))
     model = MultiTaskModel(sharing.Hard(encoder, private=[5], norm="layer"), [tagging("t", ["B-X", "O"])])

@@ -26,6 +26,7 @@ from polytask.models.encoders.hub_models import (
 from polytask.models.encoders.staged import Staged
 from polytask.models.encoders.texts import Margins, check_pool, only_text, pooled, text_of, with_words
 from polytask.sharing.layers import ANY
+from polytask.sharing.separate import keep_weights
 
 
 class HubText(Staged):
@@ -71,6 +72,7 @@ class HubText(Staged):
         self.writing = nn.Embedding(len(SHAPES), width) if case else None
         if self.writing is not None:
             nn.init.zeros_(self.writing.weight)
+            keep_weights(self.writing)
         _check_same(self, loaded)
         self.stages = kept(self.stages, layers, model)
         self.channel_dims = (-1,) * len(self.stages)

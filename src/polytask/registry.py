@@ -309,6 +309,10 @@ STRATEGIES = {
         "polytask.training.strategies:Hierarchical",
         "Some tasks first, then those that build on them: by levels on every batch, or by phases.",
     ),
+    "finetune": Entry(
+        "polytask.training.joint_then:Finetune",
+        "All tasks together, then each head by itself, or the whole network for one task.",
+    ),
 }
 
 DATASETS = {

@@ -186,9 +186,7 @@ def test_models_of_another_build_are_refused(tmp_path, folders):
 
     transformers.MobileNetV2Model(transformers.MobileNetV2Config(depth_multiplier=0.1)).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
-    with pytest.raises(
-        RecipeError, match=r"For images, hub runs models .* ViT.* this one is of the type 'mobilenet_v2'"
-    ):
+    with pytest.raises(RecipeError, match=r"For images, hub runs models .* ViT.* of the type 'mobilenet_v2'"):
         hub(schema(), str(tmp_path))
 
 

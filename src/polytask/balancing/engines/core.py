@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from polytask.balancing.base import Balancer, GramianWeighting
 from polytask.balancing.engines.heads import heads_only, plain_tap, rows_of, stacked
+from polytask.balancing.engines.host import lost_digits
 from polytask.balancing.engines.layers import layer_products, shared_layers
 from polytask.balancing.engines.replay import RandomState, Replay
-from polytask.balancing.engines.rows import exact_products, lost_digits, products
+from polytask.balancing.engines.rows import exact_products, products
 from polytask.balancing.types import Figures, Losses, MicroBatch, Parameters, Reduce, StepReport
 from polytask.errors import BalancerError, unknown
 

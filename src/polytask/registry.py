@@ -62,12 +62,12 @@ ENCODERS = {
         "polytask.models.encoders.bilstm:BiLSTM", "Words and their characters, then LSTMs in both directions."
     ),
     "hub": Entry(
-        "polytask.models.encoders.hub:Hub",
-        "A pretrained text encoder that is built like BERT: BERT, RoBERTa, DistilBERT, MiniLM and their kin.",
+        "polytask.models.encoders.hub:hub",
+        "A pretrained model for the one column of a table: text, images or sounds.",
     ),
     "fusion": Entry(
         "polytask.models.encoders.fusion:Fusion",
-        "An encoder for each text and image column and one for all numbers and categories, joined by dense layers.",
+        "An encoder for each column of texts, images or sounds, one for the rest of a table, and dense layers.",
     ),
 }
 
@@ -308,6 +308,10 @@ STRATEGIES = {
     "hierarchical": Entry(
         "polytask.training.strategies:Hierarchical",
         "Some tasks first, then those that build on them: by levels on every batch, or by phases.",
+    ),
+    "finetune": Entry(
+        "polytask.training.joint_then:Finetune",
+        "All tasks together, then each head by itself, or the whole network for one task.",
     ),
 }
 

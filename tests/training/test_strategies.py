@@ -133,6 +133,28 @@ def test_alternating_is_a_hand_written_loop(batch):
     assert run.notes[1] == f"Strategy: alternating, the shared part and then the heads, on the {batch} batch."
 
 
+@pytest.mark.parametrize("task", [None, "size"])
+def test_finetuning_after_joint_training_is_a_hand_written_loop(task):
+    ours, state, run = fit({"name": "finetune", "joint": 2} | ({"task": task} if task else {}))
+    joint = [(n, "all", BOTH) for n in range(6)]
+    after = [(n, "all" if task else "heads", (task,) if task else BOTH) for n in range(6, 9)]
+    theirs, expected = by_hand(joint + after, rows())
+    assert_same(ours.state_dict(), theirs.state_dict())
+    assert_same(state, expected)
+    assert run.notes[1] == f"Strategy: finetune, all tasks for 2 epochs, then {task or 'the heads'} to the end."
+
+
+def test_wrong_finetuning_is_named():
+    for options, text in (
+        ({"joint": 3}, r"joint is 3, but the run has 3 epochs, .* Raise training\.epochs"),
+        ({"joint": 0}, "joint is 0; it is a whole number of epochs from 1"),
+        ({"joint": 1, "task": "sise"}, "Unknown task 'sise'. .* Did you mean 'size'"),
+        ({}, "option 'joint' is required"),
+    ):
+        with pytest.raises(RecipeError, match=text):
+            fit({"name": "finetune", **options})
+
+
 def test_levels_are_a_hand_written_loop():
     ours, state, _ = fit("hierarchical", sharing="hierarchical")
     theirs, expected = by_hand([(n, "all", (task,)) for n in range(9) for task in BOTH], rows(), sharing="hierarchical")

@@ -88,8 +88,8 @@ def build(recipe: Recipe) -> Built:
     trained = [group.training.rows("train") for group in loaded.groups]
     whole = trained[0] if len(trained) == 1 else pl.concat([frame.select(_columns_read(inputs)) for frame in trained])
     preprocessor = TablePreprocessor.fit(whole, inputs)
-    if [spec.kind for spec in inputs.values()] in (["image"], ["text"]):
-        # An encoder of images or texts reads those themselves, not a dict with one entry.
+    if [spec.kind for spec in inputs.values()] in (["image"], ["text"], ["audio"]):
+        # An encoder of images, texts or sounds reads those themselves, not a dict with one entry.
         preprocessor = TablePreprocessor(replace(preprocessor.schema, single=True))
     columns = tuple(_column(whole, name, spec.kind) for name, spec in inputs.items())
     for group, frame in zip(loaded.groups, trained, strict=True):
@@ -211,12 +211,10 @@ def _columns_read(inputs: Mapping[str, str | InputSpec]) -> list[str]:
 
 
 def _as_encoder_reads(column: str, spec: InputSpec, recipe: Recipe) -> InputSpec:
-    """A text column that says no tokenizer gets that of the encoder, if it has one."""
+    """Where a column says nothing of tokenizer, size or extractor it gets what the encoder needs, if that knows."""
     name, options = named(recipe.model.encoder, "tabular", "model.encoder")
-    if spec.kind != "text" or spec.tokenizer is not None:
-        return spec
-    tokenizer_of = getattr(registry.get("encoders", name), "tokenizer_of", None)
-    return spec if tokenizer_of is None else replace(spec, tokenizer=tokenizer_of(options, column))
+    completed = getattr(registry.get("encoders", name), "completed", None)
+    return spec if completed is None else completed(options, spec, column)
 
 
 def _defaults(recipe: Recipe) -> dict[str, Any]:
@@ -229,7 +227,7 @@ def _defaults(recipe: Recipe) -> dict[str, Any]:
 
 def _column(frame: pl.DataFrame, name: str, kind: str) -> Column:
     series = frame.get_column(name)
-    if kind == "image":
+    if kind in ("image", "audio"):
         return Column(name, kind, series.len(), series.null_count())
     if isinstance(series.dtype, pl.List):
         series = series.list.join(" ")

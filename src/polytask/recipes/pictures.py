@@ -31,7 +31,8 @@ def read_pictures(loaded: Loaded, inputs: Mapping[str, InputSpec], tasks: Mappin
     masks = [name for task in tasks.values() if task.target.form == "mask" for name in target_columns(task)]
     for sheet in (sheet for group in loaded.groups for sheet in group.sheets):
         named = {name: spec for name, spec in inputs.items() if spec.kind == "image"}
-        sheet.frame = with_folder(sheet.frame, [*named, *masks], sheet.folder)
+        sounds = [name for name, spec in inputs.items() if spec.kind == "audio"]
+        sheet.frame = with_folder(sheet.frame, [*named, *sounds, *masks], sheet.folder)
         for name, spec in named.items():
             if holds_files(column_of(sheet.frame, name, "input column")):
                 found = sheet.read(partial(_read_column, sheet, name, spec))

@@ -22,6 +22,8 @@ PLACES = ("parameters", "last", "features")
 RESCALES = ("none", "mean", "sum")
 ACCUMULATES = ("exact", "micro")
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "rmsprop": "RMSprop"}
+FUSED = ("adam", "adamw", "sgd")
+"""Those that PyTorch has as one kernel."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ def own_optimizer(balancer: Balancer, given: Mapping[str, Any] | None) -> torch.
         raise BalancerError(f"optimizer: {unknown('optimizer', name, OPTIMIZERS)}")
     # AdamW decays by default; decay would pull learned weights towards a value that means nothing.
     options.setdefault("weight_decay", 0.0)
+    if name in FUSED and not {"fused", "foreach"} & options.keys():
+        # One kernel in place of eight; a step of a small model feels them.
+        options["fused"] = all(p.device.type in ("cpu", "cuda") for p in learned)
     try:
         made: torch.optim.Optimizer = getattr(torch.optim, OPTIMIZERS[name])(learned, **options)
     except TypeError as error:
@@ -125,9 +130,7 @@ class BaseEngine(ABC):
         """Let the method look again, then step its own optimizer."""
         if self._fresh:
             self.balancer.after_step(lambda: self.look_again(micro))
-            if self.own is not None:
-                self.own.step()
-                self.own.zero_grad(set_to_none=True)
+            self.step_own()
 
     def look_again(self, micro: Sequence[MicroBatch]) -> dict[str, Tensor]:
         """Losses of the same micro-batches with the present parameters, and no trace of having looked."""
@@ -208,6 +211,13 @@ class BaseEngine(ABC):
             total[:-1] += form(stack.reshape(count, -1)).reshape(-1)
         total = self.reduced(total).cpu()
         return None if total[-1] > 0 else total[:-1].view(count, count)
+
+    def step_own(self) -> None:
+        """Step the method's own Parameters along the gradients that ``learn`` left, and drop these."""
+        if self.own is not None:
+            self.own.step()
+            for parameter in self.balancer.parameters():
+                parameter.grad = None
 
     def learn(self, objective: Tensor | None) -> None:
         """Gradients of the method's own Parameters; ``after_step`` steps them."""

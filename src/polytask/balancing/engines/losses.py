@@ -72,8 +72,7 @@ class LossEngine(BaseEngine):
         objective = self.balancer.look_ahead(Halves(self, micro, tasks), tasks)
         if objective is not None and self.own is not None:
             self.learn(objective)
-            self.own.step()
-            self.own.zero_grad(set_to_none=True)
+            self.step_own()
 
     def _weigh(self, losses: Tensor, tasks: tuple[str, ...]) -> Tensor:
         with torch.no_grad():

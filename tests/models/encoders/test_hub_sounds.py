@@ -206,8 +206,9 @@ def test_bad_sounds_are_named(folders, tmp_path):
         ([good, str(tmp_path / "no.wav")], r"Record 2, column 's': there is no sound file '.*no\.wav'"),
         ([good, str(tmp_path / "bad.wav")], r"Record 2, column 's': '.*bad\.wav' cannot be read as a WAV file"),
         ([[0.1, 0.2], None], r"Record 2, column 's': there is no sound"),
-        ([[0.1], []], r"Record 2, column 's': a sound is a list of samples, one or more; .* shape \[0\]"),
+        ([[0.1], [], []], r"Record 2, column 's': the sound is empty. 1 more records"),
         ([[0.1, float("nan")]], r"Record 1, column 's': the sound holds NaN"),
+        ([["a"]], r"Column 's' holds List.String.; a column of sounds holds paths"),
         ([1.0], r"Column 's' holds Float64; a column of sounds holds paths"),
     ):
         with pytest.raises(DataError, match=text):

@@ -85,9 +85,8 @@ def _extracted(made: Any, sounds: list[Samples], rate: int) -> tuple[NDArray[np.
     """The inputs of some sounds, padded, and how far each one reaches."""
     name = made.model_input_names[0]
     # Extractors of spectra pad to the length that their model reads, unasked; those of waveforms have to be told.
-    told = (
-        {"padding": True} if name == "input_values" and "padding" in inspect.signature(made.__call__).parameters else {}
-    )
+    unpadded = name == "input_values" and "padding" in inspect.signature(made.__call__).parameters
+    told = {"padding": True} if unpadded else {}
     found = made(sounds, sampling_rate=rate, return_tensors="np", return_attention_mask=True, **told)
     values = np.asarray(found[name], dtype=np.float32)
     if name == "input_features":
@@ -108,8 +107,8 @@ def _read(series: pl.Series, rate: int) -> list[tuple[Samples, int]]:
         found = [_read_file(source) for source in series]
     else:
         raise DataError(
-            f"Column '{series.name}' holds {kind}; a column of sounds holds paths or the bytes of WAV files, or lists of "
-            "samples."
+            f"Column '{series.name}' holds {kind}; a column of sounds holds paths or the bytes of WAV files, or "
+            "lists of samples."
         )
     bad = {row: what for row, what in enumerate(found, start=1) if isinstance(what, str)}
     if bad:

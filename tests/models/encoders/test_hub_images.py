@@ -175,6 +175,8 @@ def test_wrong_options_and_models_are_named(folders, tmp_path):
         hub(schema(), str(folders["resnet"]), pool="first")
     with pytest.raises(RecipeError, match=r"reads images with 3 channels; the column has 1. Say colour: rgb"):
         hub(schema(channels=1), vit)
+    with pytest.raises(RecipeError, match=r"cannot read images of 4 x 4 pixels: .* size, such as .* size: \[32, 32\]"):
+        hub(schema((4, 4)), vit)
     with pytest.raises(RecipeError, match=r"hub needs model"):
         hub(schema())
     with pytest.raises(DataError, match=r"'hub' reads one column .* the inputs are: a, b"):

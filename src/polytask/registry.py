@@ -329,6 +329,13 @@ DATASETS = {
         "polytask.data.datasets.conll2003:load",
         "CoNLL-2003 English: parts of speech, phrases and names of 20,744 news sentences.",
     ),
+    "people_daily": Entry(
+        "polytask.data.datasets.chinese:people_daily",
+        "Chinese news of January 1998: words, parts of speech and names of 47,832 sentences.",
+    ),
+    "chinese_reviews": Entry(
+        "polytask.data.datasets.chinese:reviews", "Chinese reviews, positive and negative, 17,359 without copies."
+    ),
     "tree_crowns": Entry(
         "polytask.data.datasets.tree_crowns:load", "Boxes of tree crowns in four aerial pictures, as 413 tiles."
     ),

@@ -12,6 +12,7 @@ import polytask as pt
 from polytask.balancing.gramian.plain import Mean
 from polytask.data.source import TensorSource
 from polytask.errors import RecipeError
+from polytask.tasks.task import mean_loss
 from polytask.training.fit import train
 from polytask.training.settings import PenaltySettings, TrainingSettings
 from polytask.training.state import load_state
@@ -97,8 +98,8 @@ def by_hand(steps, source, *, sharing="hard", lr=0.02, weights=LAMBDA, extra=lam
         total = extra(m, number)
         for task in tasks:
             known = batch.targets[task].isnan().logical_not()
-            losses = m.tasks[task].loss(out[task][known], batch.targets[task][known])
-            total = total + weights[task] * (losses.sum() / int(known.sum()))
+            # The mean of PyTorch's own losses where no label is missing, as a person would write it.
+            total = total + weights[task] * mean_loss(m.tasks[task].loss, out[task][known], batch.targets[task][known])
         total.backward()
         optimizer.step()
         for norm, buffers in zip(norms, before, strict=True):

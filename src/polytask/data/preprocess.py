@@ -34,7 +34,7 @@ KINDS = ("number", "category", "image", "text", "audio")
 SCALES = ("standard", "quantile", "none")
 MISSING = ("indicate", "mean", "error")
 COLOURS = {"rgb": 3, "grey": 1}
-ON_BAD = ("error", "skip")
+SPLITS = ("spaces", "characters")
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class InputSpec:
 
     Args:
         kind: ``"number"``, ``"category"``, ``"image"`` (paths or the bytes of image files, or arrays of one shape),
-            ``"text"`` (text, split at its spaces, or lists of words) or ``"audio"`` (paths or the bytes of WAV files,
-            or lists of samples from -1 to 1).
+            ``"text"`` (text, or lists of words) or ``"audio"`` (paths or the bytes of WAV files, or lists of samples
+            from -1 to 1).
         scale: Of numbers: ``"standard"`` (training mean 0 and deviation 1), ``"quantile"`` (to a normal
             distribution by the training quantiles) or ``"none"``.
         missing: Of numbers: ``"indicate"`` (the training mean, and an input that says so if training rows
@@ -56,8 +56,7 @@ class InputSpec:
         size: Of images from files: height and width that they are resized to; None if all have one size. A recipe
             with the encoder ``hub`` fills in that of the model.
         colour: Of images from files: ``"rgb"`` or ``"grey"``.
-        on_bad: Of images from files: what to do with a row whose image is missing or cannot be read, ``"error"`` or
-            ``"skip"`` (the row is left out, counted, with a warning).
+        split: Of texts: ``"spaces"`` between words, or ``"characters"``: each is a word, as for Chinese.
         lowercase: Of words: whether their case is left to their characters.
         longest_word: Of words: characters that are read.
         tokenizer: Of texts: a pretrained model whose tokenizer cuts them, by its name in a hub or its folder; a
@@ -87,13 +86,13 @@ class InputSpec:
     impute_infinite: bool = False
     size: tuple[int, int] | None = None
     colour: str = "rgb"
-    on_bad: str = "error"
 
     @property
     def channels(self) -> int:
         """Of images from files."""
         return COLOURS[self.colour]
 
+    split: str = "spaces"
     lowercase: bool = True
     longest_word: int = 20
     tokenizer: str | None = None
@@ -109,7 +108,7 @@ class InputSpec:
             ("scale", self.scale, SCALES),
             ("missing", self.missing, MISSING),
             ("colour", self.colour, COLOURS),
-            ("on_bad", self.on_bad, ON_BAD),
+            ("split", self.split, SPLITS),
         ):
             if value not in known:
                 raise RecipeError(unknown(what, value, known))
@@ -293,9 +292,16 @@ def _texts(frame: pl.DataFrame, name: str, pair: str) -> list[pl.Series]:
 
 def _fit_text(series: Sequence[pl.Series], spec: InputSpec) -> TextColumn:
     if spec.tokenizer is None:
-        made = fit_words(series, min_count=spec.min_count, lowercase=spec.lowercase, longest_word=spec.longest_word)
+        made = fit_words(
+            series,
+            min_count=spec.min_count,
+            lowercase=spec.lowercase,
+            longest_word=spec.longest_word,
+            split=spec.split,
+        )
     else:
-        made = TextColumn(series[0].name, tokenizer=read_tokenizer(spec.tokenizer), longest=spec.longest)
+        tokenizer = read_tokenizer(spec.tokenizer)
+        made = TextColumn(series[0].name, tokenizer=tokenizer, longest=spec.longest, split=spec.split)
     return replace(made, pair=spec.pair)
 
 

@@ -94,6 +94,7 @@ class TextColumn:
         name: The column's name.
         words: The vocabulary; word ``i`` has the number ``i + 1``, and 0 stands for any other.
         characters: The same for the characters of words.
+        split: Where text is cut into words: ``"spaces"``, or ``"characters"`` makes each character a word.
         lowercase: Whether words are looked up without their case.
         longest_word: Characters of a word that are read.
         tokenizer: The tokenizer of a pretrained model, as its ``tokenizer.json`` has it; the fields above are
@@ -105,6 +106,7 @@ class TextColumn:
     name: str
     words: tuple[str, ...] = ()
     characters: tuple[str, ...] = ()
+    split: str = "spaces"
     lowercase: bool = True
     longest_word: int = 20
     tokenizer: str | None = None

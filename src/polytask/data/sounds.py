@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polytask.data.images import unreadable
 from polytask.data.pretrained import quiet
 from polytask.data.schema import SoundColumn
 from polytask.errors import DataError
@@ -110,11 +111,9 @@ def _read(series: pl.Series, rate: int) -> list[tuple[Samples, int]]:
             f"Column '{series.name}' holds {kind}; a column of sounds holds paths or the bytes of WAV files, or "
             "lists of samples."
         )
-    bad = {row: what for row, what in enumerate(found, start=1) if isinstance(what, str)}
+    bad = {row: what for row, what in enumerate(found) if isinstance(what, str)}
     if bad:
-        row, problem = next(iter(bad.items()))
-        more = f" {len(bad) - 1:,} more records have a fault like this." if len(bad) > 1 else ""
-        raise DataError(f"Record {row}, column '{series.name}': {problem}.{more}")
+        raise unreadable(series, bad)
     return [one for one in found if not isinstance(one, str)]
 
 

@@ -17,6 +17,7 @@ from polytask.analysis.methods import Method, recipe_of
 from polytask.analysis.methods import Path as KeyPath
 from polytask.errors import RecipeError, listed
 from polytask.files import remove_unfinished
+from polytask.recipes.load import dump_recipe, load_recipe
 
 FORMAT = 1
 PLAN = "comparison.json"
@@ -242,9 +243,18 @@ def identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def filled(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The plain recipe of a folder with the defaults of keys that recipes had not yet when it was written."""
+    try:
+        return identity(dump_recipe(load_recipe(recipe)))
+    except RecipeError:
+        # Of a key that is gone. What is compared with it then names that key.
+        return recipe
+
+
 def _require_same(path: Path, before: Plan, wanted: Plan) -> None:
     elsewhere = "Choose another --out, or use the recipe that this folder is of."
-    old, new = flat(before.recipe), flat(wanted.recipe)
+    old, new = flat(filled(before.recipe)), flat(wanted.recipe)
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if changed:
         told = [f"{key} was {old.get(key, 'not set')!r} and is {new.get(key, 'not set')!r}" for key in changed]

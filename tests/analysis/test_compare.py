@@ -42,7 +42,7 @@ def test_every_method_scores_as_polytask_fit_does(finished, recipe, tmp_path):
 
 
 def test_the_folder_has_everything_and_no_rows(finished):
-    names = {path.name for path in finished.path.iterdir()}
+    names = {path.name for path in finished.path.iterdir()}  # and no claim of a process that worked here
     assert names == {
         "comparison.json", "lock", "report.html", "results", "results.json", "table.md", "table.tex", "weights",
     }  # fmt: skip
@@ -139,19 +139,12 @@ def test_bad_input_is_an_error_before_anything_trains(recipe, tmp_path, asked, m
     assert not (tmp_path / "out" / "results").exists()
 
 
-def test_two_processes_do_not_share_a_folder(copied, recipe):
-    from filelock import FileLock
-
-    with FileLock(copied / "lock"), pytest.raises(RecipeError, match="Another process works on the comparison"):
-        pt.compare(recipe, out=copied, jobs=1)
-
-
 def test_one_seed_a_training_that_diverges_and_test_rows_that_are_not_on_disk_before_the_end(recipe, tmp_path):
     seen = []
     out = tmp_path / "out"
 
     def look(text):
-        seen.append((text.startswith("Scoring"), (out / "rows" / "test.safetensors").exists()))
+        seen.append((text.startswith("Scoring"), any(out.glob("rows/*/test.safetensors"))))
 
     huge = {"name": "static", "weights": {"up": 1e38, "size": 1e38, "kind": 1e38}}
     plain = {**recipe, "training": {**recipe["training"], "optimizer": "sgd"}}

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polytask.analysis.folder import Folder, filled, flat, identity
+from polytask.analysis.folder import Folder
 from polytask.analysis.jobs import Result, write_json
+from polytask.analysis.plan import filled, flat, identity
 from polytask.analysis.pool import Job, Pool, cores
 from polytask.analysis.rows import digest, write_rows
 from polytask.errors import RecipeError, TrainingError, listed

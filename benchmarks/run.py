@@ -91,6 +91,16 @@ def of_compare(found: dict[str, Any]) -> Iterator[Line]:
     yield Line("compare", "whole time without a start-up / training time of a worker", found["ratio"], found["bar"])
 
 
+def of_data(found: dict[str, Any]) -> Iterator[Line]:
+    measured = found["texts"]
+    for what in ("tokens", "words"):
+        yield Line("data", f"CoNLL-2003, batches of 32: padding of {what}", measured[what], found["most"]["padding"])
+    for what in ("first", "again"):
+        yield Line("data", f"CoNLL-2003, tokenising {what}: seconds", measured[f"seconds {what}"], None)
+    for name, share in found["share"].items():
+        yield Line("data", f"recipe {name}: drawing batches / step", share, found["most"]["share"])
+
+
 READERS: dict[str, Callable[[Any], Iterator[Line]]] = {
     "loop": of_loop,
     "solvers": of_solvers,
@@ -98,6 +108,7 @@ READERS: dict[str, Callable[[Any], Iterator[Line]]] = {
     "experts": of_experts,
     "table_load": of_table_load,
     "compare": of_compare,
+    "data": of_data,
 }
 WITHOUT_QUICK = ("table_load",)
 WITH_DEVICE = ("steps",)

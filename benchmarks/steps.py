@@ -1,7 +1,9 @@
 """Step times of balancing, as ratios to the plain sum of losses of the same model in the same run.
 
 Every round times each variant once, one after the other, so that a busy machine slows all of them; the
-medians over rounds are compared. Peak memory and reads by the host are those of one more step each.
+medians over rounds are compared. A step of the same variant goes before the timed one, as in training: otherwise
+each would be timed with what its neighbour left in the caches. Peak memory and reads by the host are those of
+one more step each.
 
     python benchmarks/steps.py --quick
     python benchmarks/steps.py --out steps.json --device cuda
@@ -171,6 +173,8 @@ def measure(made: dict[str, Callable[[], object]], model: nn.Module, rounds: int
     wait = torch.cuda.synchronize if next(model.parameters()).is_cuda else lambda: None
     for number in range(rounds):
         for label, step in made.items():
+            model.zero_grad()
+            step()
             model.zero_grad()
             wait()
             before = time.perf_counter()

@@ -18,6 +18,8 @@ from typing import Any
 import yaml
 
 import polytask as pt
+from polytask.analysis.subsets import subset_recipe
+from polytask.recipes.frames import dataset_facts
 
 OUT = Path("benchmarks/out/text_tasks.jsonl")
 
@@ -37,7 +39,9 @@ def read(log: Path, recipe: Path) -> list[dict[str, Any]]:
 def measure(recipe: Path, form: str, tasks: list[str], seed: int) -> dict[str, Any]:
     """Train one model and score its test rows."""
     plain = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    plain["tasks"] = {name: plain["tasks"][name] for name in tasks}
+    if "inputs" not in plain:
+        plain["inputs"] = dataset_facts(plain["data"]["dataset"])["inputs"]
+    plain = subset_recipe(plain, tasks)
     with tempfile.TemporaryDirectory() as folder:
         started = time.process_time()
         run = pt.run(plain, overrides=[f"training.seed={seed}"], out=Path(folder) / "run", progress=False)

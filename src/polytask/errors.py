@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class PolytaskError(Exception):
@@ -16,6 +16,19 @@ class RecipeError(PolytaskError, ValueError):
 
 class DataError(PolytaskError, ValueError):
     """Data that cannot be used: a missing column, a value that does not parse, a label out of range."""
+
+
+class RowError(DataError):
+    """Single rows that cannot be used, while all others can.
+
+    Args:
+        message: About the first of them.
+        rows: For each of them, counted from 0, what is wrong with it.
+    """
+
+    def __init__(self, message: str, rows: Mapping[int, str]):
+        super().__init__(message)
+        self.rows = dict(rows)
 
 
 class ShapeError(PolytaskError, ValueError):

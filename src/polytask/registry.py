@@ -62,12 +62,12 @@ ENCODERS = {
         "polytask.models.encoders.bilstm:BiLSTM", "Words and their characters, then LSTMs in both directions."
     ),
     "hub": Entry(
-        "polytask.models.encoders.hub:Hub",
-        "A pretrained text encoder that is built like BERT: BERT, RoBERTa, DistilBERT, MiniLM and their kin.",
+        "polytask.models.encoders.hub:hub",
+        "A pretrained model for the one column of a table: text, images or sounds.",
     ),
     "fusion": Entry(
         "polytask.models.encoders.fusion:Fusion",
-        "An encoder for each text and image column and one for all numbers and categories, joined by dense layers.",
+        "An encoder for each column of texts, images or sounds, one for the rest of a table, and dense layers.",
     ),
 }
 
@@ -309,6 +309,10 @@ STRATEGIES = {
         "polytask.training.strategies:Hierarchical",
         "Some tasks first, then those that build on them: by levels on every batch, or by phases.",
     ),
+    "finetune": Entry(
+        "polytask.training.joint_then:Finetune",
+        "All tasks together, then each head by itself, or the whole network for one task.",
+    ),
 }
 
 DATASETS = {
@@ -324,6 +328,13 @@ DATASETS = {
     "conll2003": Entry(
         "polytask.data.datasets.conll2003:load",
         "CoNLL-2003 English: parts of speech, phrases and names of 20,744 news sentences.",
+    ),
+    "people_daily": Entry(
+        "polytask.data.datasets.chinese:people_daily",
+        "Chinese news of January 1998: words, parts of speech and names of 47,832 sentences.",
+    ),
+    "chinese_reviews": Entry(
+        "polytask.data.datasets.chinese:reviews", "Chinese reviews, positive and negative, 17,359 without copies."
     ),
     "tree_crowns": Entry(
         "polytask.data.datasets.tree_crowns:load", "Boxes of tree crowns in four aerial pictures, as 413 tiles."

@@ -41,10 +41,10 @@ def folder(tmp_path_factory):
     return path
 
 
-def recipe(folder, **photo):
+def recipe(folder, **data):
     return {
-        "data": {"table": str(folder / "photos.csv"), "separator": ";", "split": {"by": "split"}},
-        "inputs": {"photo": {"kind": "image", "size": [24, 32], **photo}},
+        "data": {"table": str(folder / "photos.csv"), "separator": ";", "split": {"by": "split"}, **data},
+        "inputs": {"photo": {"kind": "image", "size": [24, 32]}},
         "tasks": {
             "boxes": {"type": "detection", "size": [24, 32]},
             "parts": {"type": "segmentation", "classes": ["dark", "light"], "size": [24, 32]},
@@ -59,10 +59,12 @@ def test_a_folder_of_photos_trains_and_predicts(folder, tmp_path):
     written = tmp_path / "photos.yaml"
     written.write_text(yaml.safe_dump(recipe(folder, on_bad="skip")))
     run = tmp_path / "run"
-    with pytest.warns(UserWarning, match=r"skipped 1 of 24 rows.*record 6: there is no image file"):
+    with pytest.warns(
+        UserWarning, match=r"photos.csv: Skipped 1 of 24 rows.*Record 6, column 'photo': there is no image file"
+    ):
         done = CliRunner().invoke(main, ["fit", str(written), "--out", str(run)])
     assert done.exit_code == 0, done.output
-    assert "skipped 1 of 24 rows" in done.output
+    assert "Skipped 1 of 24 rows" in done.output
     record = json.loads((run / "report.json").read_text())
     assert record["data"]["sizes"] == {"train": 15, "validation": 8}
     scores = json.loads((run / "metrics.json").read_text())["validation"]
@@ -96,7 +98,7 @@ def test_a_part_without_photos_is_an_error(folder, tmp_path):
     frame.write_csv(folder / "one.csv", separator=";")
     plain = recipe(folder, on_bad="skip")
     plain["data"]["table"] = str(folder / "one.csv")
-    with pytest.raises(DataError, match="no row of 'train' has an image in column 'photo' that can be read"):
+    with pytest.raises(DataError, match=r"no row of 'train' can be used. Skipped 1 of 24 rows"):
         pt.run(plain, progress=False)
 
 
@@ -120,13 +122,13 @@ def test_photos_beside_numbers(folder, tmp_path):
     plain["inputs"] = {**plain["inputs"], "age": "number"}
     photo = {"name": "convnet", "in_channels": 3, "channels": [4, 4]}
     plain["model"] = {"encoder": {"name": "fusion", "parts": {"photo": photo}, "hidden": [8]}}
-    with pytest.warns(UserWarning, match="skipped 1 of 24 rows"):
+    with pytest.warns(UserWarning, match="Skipped 1 of 24 rows"):
         run = pt.run(plain, out=tmp_path / "run", progress=False)
     frame.filter(pl.col("photo") != "files/5.png").write_csv(folder / "whole.csv")
     assert len(pt.load(tmp_path / "run" / "bundle").predict(folder / "whole.csv")) == 23
     for encoder, text in (("tabular", "array columns: photo"), ("fusion", "image column 'photo' has no encoder")):
         with (
-            pytest.warns(UserWarning, match="skipped 1 of 24 rows"),
+            pytest.warns(UserWarning, match="Skipped 1 of 24 rows"),
             pytest.raises((DataError, RecipeError), match=text),
         ):
             pt.run({**plain, "model": {"encoder": encoder}}, progress=False)

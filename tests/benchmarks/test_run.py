@@ -44,6 +44,16 @@ def test_the_loops_bars_are_read_from_their_names(bench):
     assert (two.what, two.measured, two.bar, two.least) == ("rows", 2.5, 2.0, True)
 
 
+def test_data_have_bars_for_padding_and_drawing(bench):
+    texts = {"words": 0.16, "tokens": 0.09, "seconds first": 1.0, "seconds again": 0.1}
+    found = {"most": {"padding": 0.15, "share": 0.05}, "share": {"atis": 0.01}, "texts": texts}
+    lines = {line.what: line for line in bench.of_data(found)}
+    assert lines["CoNLL-2003, batches of 32: padding of words"].met is False
+    assert lines["CoNLL-2003, batches of 32: padding of tokens"].met is True
+    assert lines["recipe atis: drawing batches / step"].met is True
+    assert lines["CoNLL-2003, tokenising again: seconds"].met is None
+
+
 def test_steps_have_host_syncs_on_a_device_only(bench):
     row = {
         "model": "mlp",

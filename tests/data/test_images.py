@@ -143,8 +143,6 @@ def test_guesses():
 def test_options_that_cannot_be_used():
     with pytest.raises(RecipeError, match=r"Unknown colour 'gray'. Known: rgb, grey. Did you mean 'grey'"):
         InputSpec("image", colour="gray")
-    with pytest.raises(RecipeError, match=r"Unknown on_bad 'skp'.*Did you mean 'skip'"):
-        InputSpec("image", on_bad="skp")
     with pytest.raises(RecipeError, match=r"size is \[0, 4\]"):
         InputSpec("image", size=(0, 4))
 

@@ -133,3 +133,15 @@ def test_sources_with_unequal_rows_or_none_are_refused():
         TensorSource({"x": torch.zeros(3, 1), "y": torch.zeros(2, 1)}, {"a": torch.zeros(3)})
     with pytest.raises(DataError, match="no rows"):
         TensorSource(torch.zeros(0, 1), {"a": torch.zeros(0)})
+
+
+def test_a_source_says_which_tasks_have_every_label():
+    targets = {
+        "all": torch.tensor([1.0, 2.0, 3.0]),
+        "some": torch.tensor([1.0, float("nan"), 3.0]),
+        "classes": torch.tensor([0, 1, 2]),
+        "unknown_class": torch.tensor([0, -1, 2]),
+        "half_a_row": torch.tensor([[1.0, float("nan")], [1.0, 1.0], [float("nan"), 0.0]]),
+    }
+    batch = TensorSource(torch.zeros(3, 1), targets).take(torch.tensor([2, 0]))
+    assert batch.complete == {"all", "classes", "half_a_row"}

@@ -108,12 +108,12 @@ def test_an_unknown_tag_is_named_and_the_nearest_one_too():
 
 def test_every_word_needs_a_tag():
     schema, tasks = fitted().schema, [tagging("tags")]
-    check_tag_lengths(TEXTS, schema, tasks)
-    check_tag_lengths(TEXTS.with_columns(tags=pl.lit(None)), schema, tasks)
+    check_tag_lengths(TEXTS, schema.texts, tasks)
+    check_tag_lengths(TEXTS.with_columns(tags=pl.lit(None)), schema.texts, tasks)
     with pytest.raises(DataError, match=r"Record 2, .* there are 3 tags for the 2 words of 's'"):
-        check_tag_lengths(TEXTS.with_columns(tags=pl.Series(["O O O", "O O O", "O"])), schema, tasks)
+        check_tag_lengths(TEXTS.with_columns(tags=pl.Series(["O O O", "O O O", "O"])), schema.texts, tasks)
     with pytest.raises(DataError, match="exactly one text column; found: none"):
-        check_tag_lengths(TEXTS, TableSchema(), tasks)
+        check_tag_lengths(TEXTS, (), tasks)
 
 
 def test_a_source_of_a_frame_checks_them_and_cuts_padding():

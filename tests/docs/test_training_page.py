@@ -26,7 +26,7 @@ def test_the_examples_of_the_page_run():
 
 def test_the_recipes_of_the_page_are_valid():
     snippets = blocks("yaml")
-    assert len(snippets) == 3
+    assert len(snippets) == 4
     for snippet in snippets:
         whole = {"data": {"table": "a.csv"}, "tasks": {"up": {"type": "binary"}}, **yaml.safe_load(snippet)}
         assert load_recipe(whole).training

@@ -19,6 +19,7 @@ from polytask.tasks.losses import (
     cumulative_logits,
     ordinal_log_probabilities,
 )
+from polytask.tasks.task import mean_loss
 
 NAN = float("nan")
 ROWS, K = 6, 4
@@ -34,9 +35,11 @@ SHARE = normal(ROWS, seed=2).sigmoid()
 LABELS = torch.tensor([[0, 1, NAN, 1], [1, 1, 0, 0], [NAN, NAN, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [NAN, 1, 1, 0.0]])
 CASES = {
     "binary": (BinaryLoss(), (ROWS,), SHARE),
+    "binary weighted": (BinaryLoss((0.7, 2.0)), (ROWS,), SHARE),
     "binary all options": (BinaryLoss((0.7, 2.0), 0.1, 2.0), (ROWS,), SHARE),
     "binary small gamma": (BinaryLoss(gamma=0.5), (ROWS,), SHARE),
     "multiclass": (MulticlassLoss(), (ROWS, K), CLASSES),
+    "multiclass weighted": (MulticlassLoss((1.0, 2.0, 0.5, 3.0)), (ROWS, K), CLASSES),
     "multiclass all options": (MulticlassLoss((1.0, 2.0, 0.5, 3.0), 0.1, 1.5), (ROWS, K), CLASSES),
     "multiclass soft": (MulticlassLoss((1.0, 2.0, 0.5, 3.0), 0.1, 1.5), (ROWS, K), SOFT),
     "multilabel": (MultilabelLoss((1.0, 2.0, 0.5, 3.0), 2.0), (ROWS, K), LABELS.double()),
@@ -54,6 +57,15 @@ def test_gradients_are_the_numerical_ones(case):
     raw = normal(*shape, seed=4).requires_grad_()
     assert loss(raw, target).shape == (ROWS,)
     assert torch.autograd.gradcheck(lambda r: loss(r, target), (raw,))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_fast_mean_is_the_mean_of_the_rows(case):
+    loss, shape, target = CASES[case]
+    raw = normal(*shape, seed=5).requires_grad_()
+    fast, slow = mean_loss(loss, raw, target), loss(raw, target).mean()
+    torch.testing.assert_close(fast, slow)
+    torch.testing.assert_close(torch.autograd.grad(fast, raw)[0], torch.autograd.grad(slow, raw)[0])
 
 
 @pytest.mark.parametrize("case", CASES)

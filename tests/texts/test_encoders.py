@@ -1,6 +1,10 @@
 """Encoders of texts: padding changes nothing, words are aligned, and a pretrained model stays what it was."""
 
 import json
+import shutil
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 
 import polars as pl
 import pytest
@@ -16,7 +20,7 @@ from polytask.data.text import SHAPES
 from polytask.errors import DataError, RecipeError, ShapeError
 from polytask.models import MultiTaskModel
 from polytask.models.encoders.bilstm import BiLSTM
-from polytask.models.encoders.hub import Hub
+from polytask.models.encoders.hub import hub
 from polytask.tasks import binary, tagging
 
 TEXTS = ["Fly me to Rome tomorrow", "unaffable Oslo", "go", "to Rome"]
@@ -34,7 +38,7 @@ def both(folder, **options):
     schema, inputs = read(TEXTS)
     yield BiLSTM(schema, embedding=6, characters=4, filters=5, hidden=7, layers=2, **options), inputs
     schema, inputs = read(TEXTS, tokenizer=str(folder), longest=20)
-    yield Hub(schema, str(folder)), inputs
+    yield hub(schema, str(folder)), inputs
 
 
 def test_features_are_those_of_the_text_and_then_of_its_words(folder):
@@ -72,7 +76,7 @@ def test_an_empty_text_is_no_word(folder):
     assert found.isfinite().all()
     assert (found[0] == 0).all()
     schema, inputs = read(["", "go"], tokenizer=str(folder), longest=20)
-    assert Hub(schema, str(folder))(inputs).isfinite().all()
+    assert hub(schema, str(folder))(inputs).isfinite().all()
 
 
 def test_unseen_words_are_learned_from_dropped_ones():
@@ -119,7 +123,7 @@ def test_pairs_of_texts_are_one_sequence(folder):
     assert inputs["tokens"][0].tolist() == [2, 6, 7, 3, 8, 9, 10, 3]
     assert inputs["segments"][0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert inputs["words"].tolist() == [[1, 2, 4, -1], [1, 3, 4, 5]]
-    encoder = Hub(schema, str(folder)).eval()
+    encoder = hub(schema, str(folder)).eval()
     told = encoder(inputs)
     untold = encoder({**inputs, "segments": torch.zeros_like(inputs["segments"])})
     assert not torch.allclose(told[0, 0], untold[0, 0])
@@ -136,22 +140,22 @@ def test_the_layers_are_those_of_the_pretrained_model(folder):
     import transformers
 
     schema, inputs = read(TEXTS, tokenizer=str(folder), longest=20)
-    encoder = Hub(schema, str(folder)).eval()
+    encoder = hub(schema, str(folder)).eval()
     model = transformers.AutoModel.from_pretrained(folder).eval()
     real = inputs["tokens"] >= 0
     found = model(input_ids=inputs["tokens"].clamp_min(0), attention_mask=real.long()).last_hidden_state
     features = encoder(inputs)
     torch.testing.assert_close(features[:, 0], found[:, 0])
     torch.testing.assert_close(features[0, 1:], found[0, inputs["words"][0]])
-    mean = Hub(schema, str(folder), pool="mean").eval()(inputs)
+    mean = hub(schema, str(folder), pool="mean").eval()(inputs)
     torch.testing.assert_close(mean[1, 0], found[1, : int(real[1].sum())].mean(0))
     assert len(encoder.stages) == 3
-    assert len(Hub(schema, str(folder), layers=2).stages) == 2
+    assert len(hub(schema, str(folder), layers=2).stages) == 2
 
 
 def test_how_a_word_is_written_starts_without_effect_and_is_learned(folder):
     schema, inputs = read(["GO to", "go to"], tokenizer=str(folder), longest=20)
-    plain, cased = Hub(schema, str(folder)).eval(), Hub(schema, str(folder), case=True).eval()
+    plain, cased = hub(schema, str(folder)).eval(), hub(schema, str(folder), case=True).eval()
     torch.testing.assert_close(plain(inputs), cased(inputs))
     torch.testing.assert_close(cased(inputs)[0], cased(inputs)[1])
     cased(inputs).square().sum().backward()
@@ -190,6 +194,15 @@ def test_sharings_keep_the_words(name, folder):
         (found["good"].sum() + found["tags"].nansum()).backward()
 
 
+def test_copies_start_from_the_pretrained_weights(folder):
+    schema, inputs = read(TEXTS, tokenizer=str(folder), longest=20)
+    encoder = hub(schema, str(folder), case=True)
+    apart = MultiTaskModel(sharing.Separate(encoder), [binary("a"), binary("b")], example=inputs).eval()
+    found = apart.sharing(inputs, ["a", "b"])
+    torch.testing.assert_close(found["a"], found["b"])
+    torch.testing.assert_close(found["a"], encoder(inputs))
+
+
 def test_private_layers_keep_the_words_and_batch_norm_is_refused(folder):
     encoder, inputs = next(both(folder))
     model = MultiTaskModel(sharing.Hard(encoder, private=[5], norm="layer"), [tagging("t", ["B-X", "O"])])
@@ -216,20 +229,69 @@ def test_wrong_options_of_the_bilstm_are_named(options, text):
         BiLSTM(read(TEXTS)[0], **options)
 
 
-def test_wrong_options_and_models_of_the_hub_are_named(folder, tmp_path, monkeypatch):
+def test_wrong_options_and_models_of_the_hub_are_named(folder, tmp_path):
     schema, _ = read(TEXTS, tokenizer=str(folder), longest=20)
     with pytest.raises(RecipeError, match="hub needs model"):
-        Hub(schema)
+        hub(schema)
     with pytest.raises(RecipeError, match=r"layers is 9; .* has 3"):
-        Hub(schema, str(folder), layers=9)
+        hub(schema, str(folder), layers=9)
     with pytest.raises(RecipeError, match="longest is 256, but the model reads 40"):
-        Hub(read(TEXTS, tokenizer=str(folder))[0], str(folder))
+        hub(read(TEXTS, tokenizer=str(folder))[0], str(folder))
     with pytest.raises(DataError, match=r"cannot be read as a pretrained model: .*it has: nothing"):
-        Hub(schema, str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for call in (lambda: Hub(schema, "no-such/model"), lambda: read_tokenizer("no-such/model")):
-        with pytest.raises(DataError, match=r"There is no such folder here.*give its path, such as model: \./bert"):
+        hub(schema, str(tmp_path))
+
+
+def hub_at(url, cache, monkeypatch):
+    """What the environment says of the hub, HF_ENDPOINT above all, is read once, when the client is imported."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+
+
+def test_a_hub_that_does_not_answer_is_named_at_once(folder, monkeypatch, tmp_path):
+    """The client by itself tries again for minutes."""
+    schema, _ = read(TEXTS, tokenizer=str(folder), longest=20)
+    hub_at("http://127.0.0.1:9", tmp_path, monkeypatch)
+    calls = (lambda: hub(schema, "no-such/model"), lambda: read_tokenizer("no-such/model"))
+    started = time.monotonic()
+    for call in calls:
+        with pytest.raises(DataError, match=r"the hub at http://127\.0\.0\.1:9 does not answer .* model: \./bert"):
             call()
+    assert time.monotonic() - started < 5
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for call in calls:
+        with pytest.raises(DataError, match=r"not whole, on this machine, and HF_HUB_OFFLINE is set.*give its path"):
+            call()
+
+
+def test_a_hub_that_answers_that_it_has_no_such_model(folder, monkeypatch, tmp_path):
+    class Empty(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Empty) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        hub_at(f"http://127.0.0.1:{server.server_port}", tmp_path, monkeypatch)
+        with pytest.raises(DataError, match=r"the hub does not give it out: .*404.* Check its name"):
+            read_tokenizer("no-such/model")
+        server.shutdown()
+
+
+def test_what_was_fetched_before_needs_no_hub(folder, monkeypatch, tmp_path):
+    commit = "0" * 40
+    kept = tmp_path / "models--some--model"
+    shutil.copytree(folder, kept / "snapshots" / commit)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(commit)
+    hub_at("http://127.0.0.1:9", tmp_path, monkeypatch)
+    schema, inputs = read(TEXTS, tokenizer="some/model", longest=20)
+    torch.testing.assert_close(hub(schema, "some/model").eval()(inputs), hub(schema, str(folder)).eval()(inputs))
 
 
 def test_models_of_another_build_are_refused(tmp_path, folder):
@@ -239,7 +301,7 @@ def test_models_of_another_build_are_refused(tmp_path, folder):
     transformers.GPT2Model(config).save_pretrained(tmp_path)
     schema, _ = read(TEXTS, tokenizer=str(folder), longest=20)
     with pytest.raises(RecipeError, match=r"built like BERT .* this one is of the type 'gpt2'"):
-        Hub(schema, str(tmp_path))
+        hub(schema, str(tmp_path))
 
 
 def test_roberta_and_distilbert_run_in_layers_too(tmp_path, folder):
@@ -256,7 +318,7 @@ def test_roberta_and_distilbert_run_in_layers_too(tmp_path, folder):
     for name, config in made.items():
         path = tmp_path / name
         transformers.AutoModel.from_config(config).save_pretrained(path)
-        assert Hub(schema, str(path))(inputs).shape == (4, 6, 8)
+        assert hub(schema, str(path))(inputs).shape == (4, 6, 8)
 
 
 def test_tables_that_are_no_single_text_are_refused(folder):
@@ -264,7 +326,7 @@ def test_tables_that_are_no_single_text_are_refused(folder):
     with pytest.raises(DataError, match="'bilstm' reads one text column; the inputs are: none"):
         BiLSTM(TableSchema())
     with pytest.raises(DataError, match="'hub' reads the tokens of a pretrained model"):
-        Hub(schema, str(folder))
+        hub(schema, str(folder))
     with pytest.raises(DataError, match="'bilstm' reads words; leave out tokenizer"):
         BiLSTM(read(TEXTS, tokenizer=str(folder), longest=20)[0])
     with pytest.raises(DataError, match=r"one text column .tokens, words.; found 0"):
@@ -278,7 +340,7 @@ def test_tables_that_are_no_single_text_are_refused(folder):
 def test_a_real_pretrained_model_tells_what_sentences_mean():
     texts = ["a man is eating food", "someone eats a meal", "shares fell on monday", "the stock market went down"]
     schema, inputs = read(texts, tokenizer="all-minilm-l6-v2", longest=64)
-    encoder = Hub(schema, "all-minilm-l6-v2", pool="mean").eval()
+    encoder = hub(schema, "all-minilm-l6-v2", pool="mean").eval()
     assert sum(p.numel() for p in encoder.parameters()) == 22_565_376
     with torch.no_grad():
         whole = torch.nn.functional.normalize(encoder(inputs)[:, 0], dim=1)

@@ -239,7 +239,7 @@ def with_copy(table, tmp_path):
 
 
 def test_the_data_sets_are_read_from_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(atis, "ROWS", {"train": 2, "test": 1})
+    monkeypatch.setattr(atis, "ROWS", {"train": ("train_dev", 2), "test": ("test", 1)})
     (tmp_path / "train_dev").write_text("to:O rome:B-CITY <=> flight\nhi:O <=> other\n")
     (tmp_path / "test").write_text("at:O 9:00:B-TIME <=> when\n")
     parts = atis.load(tmp_path)
@@ -249,11 +249,12 @@ def test_the_data_sets_are_read_from_a_folder(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"Line 1 of .* is not 'word:TAG"):
         atis.load(tmp_path)
     (tmp_path / "test").write_text("at:O <=> when\n" * 2)
-    with pytest.raises(DataError, match="2 sentences, not the 1 of ATIS"):
+    with pytest.raises(DataError, match="2 sentences, not the 1 of 'atis'"):
         atis.load(tmp_path)
 
-    monkeypatch.setattr(conll2003, "ROWS", {"train": 1, "validation": 1, "test": 1})
-    for name in conll2003.FILES.values():
+    files = {part: name for part, (name, _) in conll2003.ROWS.items()}
+    monkeypatch.setattr(conll2003, "ROWS", {part: (name, 1) for part, name in files.items()})
+    for name in files.values():
         (tmp_path / name).write_text("-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\n")
     parts = conll2003.load(tmp_path)
     assert parts["validation"].to_dicts() == [{"sentence": ["EU"], "pos": ["NNP"], "chunk": ["B-NP"], "ner": ["B-ORG"]}]

@@ -171,10 +171,10 @@ def test_an_encoder_that_has_not_begun_to_thaw_is_a_frozen_one():
 def test_rates_fall_from_stage_to_stage_and_follow_the_schedule():
     rates = RateSettings(encoder=0.5, heads=2.0, layer_decay=0.1)
     _, watch = fit(rates=rates, weight_decay=0.1, optimizer="adamw", schedule="linear", steps=4)
-    assert {group["lr"] for group in watch.loop.optimizer.param_groups} == {0.0}
     m, found = watch.loop.model, {}
-    for group in watch.loop.optimizer.param_groups:
-        found |= {id(p): group["initial_lr"] for p in group["params"]}
+    for group, rate in zip(watch.loop.optimizer.param_groups, watch.loop.schedule.rates, strict=True):
+        found |= {id(p): rate for p in group["params"]}
+        assert group["lr"] == pytest.approx(rate / 4)  # in the last of four steps
     stages = m.sharing.encoder.stages
     for number, expected in enumerate([0.1 * 0.5 * 0.01, 0.1 * 0.5 * 0.1, 0.1 * 0.5]):
         assert [found[id(p)] for p in stages[number].parameters()] == pytest.approx([expected] * 4)
@@ -212,10 +212,8 @@ def test_embeddings_below_the_stages_are_a_stage_of_their_own():
     moved = [{name.split(".")[-3] for name in of if "stages" in name or "scale" in name} for of in watch.moved()]
     assert [len({n for n in of if "scale" in n}) for of in watch.moved()] == [0, 0, 0, 1]
     assert moved[0] == set()
-    rate = {
-        group["initial_lr"] for group in watch.loop.optimizer.param_groups for p in group["params"] if p.shape == (5,)
-    }
-    assert rate == {0.1 * 0.25}
+    groups = zip(watch.loop.optimizer.param_groups, watch.loop.schedule.rates, strict=True)
+    assert {rate for group, rate in groups for p in group["params"] if p.shape == (5,)} == {0.1 * 0.25}
 
 
 @pytest.mark.parametrize("sharing", [pt.sharing.MMoE, pt.sharing.Separate, pt.sharing.CrossStitch, pt.sharing.LTB])

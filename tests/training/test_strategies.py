@@ -12,6 +12,7 @@ import polytask as pt
 from polytask.balancing.gramian.plain import Mean
 from polytask.data.source import TensorSource
 from polytask.errors import RecipeError
+from polytask.tasks.task import mean_loss
 from polytask.training.fit import train
 from polytask.training.settings import PenaltySettings, TrainingSettings
 from polytask.training.state import load_state
@@ -97,8 +98,8 @@ def by_hand(steps, source, *, sharing="hard", lr=0.02, weights=LAMBDA, extra=lam
         total = extra(m, number)
         for task in tasks:
             known = batch.targets[task].isnan().logical_not()
-            losses = m.tasks[task].loss(out[task][known], batch.targets[task][known])
-            total = total + weights[task] * (losses.sum() / int(known.sum()))
+            # The mean of PyTorch's own losses where no label is missing, as a person would write it.
+            total = total + weights[task] * mean_loss(m.tasks[task].loss, out[task][known], batch.targets[task][known])
         total.backward()
         optimizer.step()
         for norm, buffers in zip(norms, before, strict=True):
@@ -130,6 +131,28 @@ def test_alternating_is_a_hand_written_loop(batch):
     assert_same(state, expected)
     assert [row["step"] for row in run.history] == ([6, 12, 18] if batch == "same" else [3, 6, 9])
     assert run.notes[1] == f"Strategy: alternating, the shared part and then the heads, on the {batch} batch."
+
+
+@pytest.mark.parametrize("task", [None, "size"])
+def test_finetuning_after_joint_training_is_a_hand_written_loop(task):
+    ours, state, run = fit({"name": "finetune", "joint": 2} | ({"task": task} if task else {}))
+    joint = [(n, "all", BOTH) for n in range(6)]
+    after = [(n, "all" if task else "heads", (task,) if task else BOTH) for n in range(6, 9)]
+    theirs, expected = by_hand(joint + after, rows())
+    assert_same(ours.state_dict(), theirs.state_dict())
+    assert_same(state, expected)
+    assert run.notes[1] == f"Strategy: finetune, all tasks for 2 epochs, then {task or 'the heads'} to the end."
+
+
+def test_wrong_finetuning_is_named():
+    for options, text in (
+        ({"joint": 3}, r"joint is 3, but the run has 3 epochs, .* Raise training\.epochs"),
+        ({"joint": 0}, "joint is 0; it is a whole number of epochs from 1"),
+        ({"joint": 1, "task": "sise"}, "Unknown task 'sise'. .* Did you mean 'size'"),
+        ({}, "option 'joint' is required"),
+    ):
+        with pytest.raises(RecipeError, match=text):
+            fit({"name": "finetune", **options})
 
 
 def test_levels_are_a_hand_written_loop():

@@ -43,6 +43,8 @@ def subset_recipe(plain: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, A
         return dict(plain)
     found: dict[str, Any] = {**plain, "tasks": {name: plain["tasks"][name] for name in kept}}
     found["data"] = {key: _cut(value, everything, kept) for key, value in plain["data"].items()}
+    if plain["data"].get("tables"):
+        found["data"]["tables"] = _cut_tables(plain["data"]["tables"], kept)
     if "model" in plain:
         found["model"] = {key: _cut(value, everything, kept) for key, value in plain["model"].items()}
     found["balancer"] = _cut(plain.get("balancer", "equal"), everything, kept) if len(kept) > 1 else "equal"
@@ -58,6 +60,16 @@ def subset_recipe(plain: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, A
     if "report" in plain:
         found["report"] = {key: _cut(value, everything, kept) for key, value in plain["report"].items()}
     return {key: value for key, value in found.items() if key not in ("index", "decision")}
+
+
+def _cut_tables(tables: Mapping[str, Any], kept: Sequence[str]) -> dict[str, Any]:
+    """The tables of tasks that are left, each named after its task or naming those of its tasks that are left."""
+    cut = {}
+    for name, entry in tables.items():
+        left = [task for task in entry.get("tasks") or (name,) if task in kept]
+        if left:
+            cut[name] = {**entry, "tasks": left} if entry.get("tasks") else entry
+    return cut
 
 
 def _cut(value: Any, everything: Sequence[str], kept: Sequence[str]) -> Any:

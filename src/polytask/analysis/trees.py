@@ -61,11 +61,10 @@ def require_support(schema: TableSchema) -> None:
     from sklearn import __version__
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    others = [*schema.arrays, *(c.name for c in schema.images), *(c.name for c in schema.texts)]
-    if others:
+    if schema.beside:
         raise RecipeError(
-            f"The baseline 'trees' reads numbers and categories only, and the inputs have: {listed(others)}. Leave "
-            "'trees' out."
+            f"The baseline 'trees' reads numbers and categories only, and the inputs have: {listed(schema.beside)}. "
+            "Leave 'trees' out."
         )
     if "X_val" not in inspect.signature(HistGradientBoostingRegressor.fit).parameters:
         raise RecipeError(f"The baseline 'trees' needs scikit-learn 1.7 or newer; found {__version__}. Upgrade it.")

@@ -194,7 +194,7 @@ def _from_frame(
             f"The frame has no target for any of the tasks: {listed(task.name for task in tasks)}. "
             f"It has: {listed(frame.columns)}."
         )
-    check_tag_lengths(frame, preprocessor.schema, found)
+    check_tag_lengths(frame, preprocessor.schema.texts, found)
     rows = {task.name: encode_weight(frame, weight[task.name]) for task in found if task.name in weight}
     boxes = any(task.target.form == "boxes" for task in found)
     sizes = preprocessor.image_sizes(frame) if boxes else None

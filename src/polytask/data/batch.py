@@ -78,6 +78,7 @@ class Batch:
         inputs: A tensor, or a nested dict/list/tuple of tensors, with rows first.
         targets: For each task a tensor with rows first.
         weights: For each task that has them, a weight for every row, shape ``[rows]``.
+        complete: Tasks of which every row is known to have a label, so that nobody has to look for missing ones.
 
     Example:
         >>> batch = Batch(torch.zeros(2, 3), {"income": torch.tensor([1.0, float("nan")])})
@@ -88,12 +89,13 @@ class Batch:
     inputs: Any
     targets: Mapping[str, Tensor]
     weights: Mapping[str, Tensor] = field(default_factory=lambda: _NONE)
+    complete: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         tensor = first_tensor(self.inputs)
         if tensor is None:
             raise ShapeError("Batch.inputs holds no tensor, so its number of rows is unknown.")
-        return len(tensor)
+        return tensor.shape[0]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on ``device``."""
@@ -105,4 +107,5 @@ class Batch:
             map_tensors(self.inputs, change),
             {name: change(target) for name, target in self.targets.items()},
             {name: change(weight) for name, weight in self.weights.items()},
+            self.complete,
         )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polytask.errors import DataError, listed, suggestion
+from polytask.errors import DataError, RowError, listed, suggestion
 from polytask.tasks.task import Task
 
 SIDES = ("x1", "y1", "x2", "y2")
@@ -21,6 +21,7 @@ PADDING = (-1.0, 0.0, 0.0, 0.0, 0.0)
 """What fills an image's row up to the number of boxes of the fullest one."""
 
 Box = tuple[Any, float, float, float, float]
+Read = TypeVar("Read")
 
 
 def as_boxes(rows: Any, task: Task, sizes: NDArray[Any] | None = None, *, record: bool = False) -> Tensor:
@@ -52,21 +53,34 @@ def as_boxes(rows: Any, task: Task, sizes: NDArray[Any] | None = None, *, record
         return torch.as_tensor(rows).float()
     if task.target.classes is None:
         raise DataError(f"The classes of task '{task.name}' are not known yet. Declare them: classes=[...].")
-    places = [f"{'Record' if record else 'Row'} {number}" for number in range(record, len(rows) + record)]
-    parsed = [parse_boxes(row, f"{place} of task '{task.name}'") for row, place in zip(rows, places, strict=True)]
     own = np.asarray(task.options["size"], dtype=np.float64)
-    whole: list[list[list[float]] | None] = []
-    for number, boxes in enumerate(parsed):
+
+    def read(number: int) -> list[list[float]] | None:
+        where = f"{'Record' if record else 'Row'} {number + record} of task '{task.name}'"
+        boxes = parse_boxes(rows[number], where)
         if boxes is None:
-            whole.append(None)
-            continue
+            return None
         size = own if sizes is None else np.asarray(sizes[number], dtype=np.float64)
-        where = f"{places[number]} of task '{task.name}'"
         numbered = [(_class(box[0], task, where), *box[1:]) for box in boxes]
         kept = [fits for box in numbered if (fits := _inside(box, size, task.options["on_bad"], where)) is not None]
         scale = np.tile((own / size)[::-1], 2)
-        whole.append([[box[0], *(np.array(box[1:]) * scale).tolist()] for box in kept])
-    return _padded(whole)
+        return [[box[0], *(np.array(box[1:]) * scale).tolist()] for box in kept]
+
+    return _padded(_every(len(rows), read))
+
+
+def _every(count: int, read: Callable[[int], Read]) -> list[Read]:
+    """What ``read`` makes of every row; an error that tells all rows of which it raises one."""
+    found, faults = [], {}
+    for number in range(count):
+        try:
+            found.append(read(number))
+        except DataError as error:
+            faults[number] = str(error)
+    if faults:
+        # They begin with "Record 3 of", which who lists rows says in words of its own.
+        raise RowError(next(iter(faults.values())), {at: text.partition(" of ")[2] for at, text in faults.items()})
+    return found
 
 
 def _padded(rows: Sequence[Sequence[Sequence[float]] | None]) -> Tensor:
@@ -94,7 +108,7 @@ def box_rows(series: pl.Series, where: str) -> list[Any]:
 
 def box_labels(rows: Sequence[Any], where: str) -> tuple[str, ...]:
     """The labels of all boxes as text, sorted, by value if they are numbers."""
-    parsed = [parse_boxes(row, f"Record {number} of {where}") for number, row in enumerate(rows, start=1)]
+    parsed = _every(len(rows), lambda number: parse_boxes(rows[number], f"Record {number + 1} of {where}"))
     found = {_text(box[0]) for boxes in parsed for box in boxes or ()}
     return tuple(sorted(found, key=lambda text: (0, float(text), "") if _is_number(text) else (1, 0.0, text)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from polytask.data.schema import ImageColumn
-from polytask.errors import DataError, MissingExtraError
+from polytask.errors import DataError, MissingExtraError, RowError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 """Endings by which text is taken for paths of images."""
@@ -100,12 +100,7 @@ def read_images(
     bad = {row: image for row, image in enumerate(found) if isinstance(image, str)}
     good = [(row, image) for row, image in enumerate(found) if not isinstance(image, str)]
     if bad and not skip_bad:
-        row, problem = next(iter(bad.items()))
-        more = f" {len(bad) - 1:,} more records have a fault like this." if len(bad) > 1 else ""
-        raise DataError(
-            f"Record {row + 1}, column '{series.name}': {problem}.{more} Correct it, or let such rows be skipped: "
-            "on_bad: skip."
-        )
+        raise _unreadable(series, bad)
     if not good:
         raise DataError(f"Column '{series.name}' has no image that can be read. {next(iter(bad.values()), '')}.")
     shape = size or good[0][1][1]
@@ -138,10 +133,20 @@ def read_masks(series: pl.Series, size: Sequence[int] | None = None) -> list[NDA
         return None if source is None else _read_mask(source, size)
 
     found = _in_parallel(read, series)
-    for row, mask in enumerate(found):
-        if isinstance(mask, str):
-            raise DataError(f"Record {row + 1}, column '{series.name}': {mask}.")
+    bad = {row: mask for row, mask in enumerate(found) if isinstance(mask, str)}
+    if bad:
+        raise _unreadable(series, bad)
     return found
+
+
+def _unreadable(series: pl.Series, bad: Mapping[int, str]) -> RowError:
+    row, problem = next(iter(bad.items()))
+    more = f" {len(bad) - 1:,} more records have a fault like this." if len(bad) > 1 else ""
+    return RowError(
+        f"Record {row + 1}, column '{series.name}': {problem}.{more} Correct it, or have such rows skipped: data: "
+        "{on_bad: skip}.",
+        {row: f"column '{series.name}': {what}" for row, what in bad.items()},
+    )
 
 
 def image_column(series: pl.Series, size: tuple[int, int] | None, channels: int) -> ImageColumn:

@@ -3,7 +3,7 @@
 The rules, in this order, over the values that are not missing:
 
 1. lists of words: a text; other lists or arrays, the bytes of files, or text that ends like an image file in every
-   row: an image;
+   row: an image; text that ends like a WAV file in every row: audio;
 2. no value at all, or one value in every row: left out;
 3. a whole number that counts the rows (all different, without gaps), or a column named ``id`` or
    ``..._id`` whose values nearly all differ: left out;
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from polytask.data.images import SUFFIXES
+from polytask.data.sounds import SUFFIX
 from polytask.data.table import as_text, parse_numbers
 from polytask.errors import DataError
 
@@ -43,7 +44,7 @@ class Guess:
 
     Args:
         column: Its name.
-        kind: ``"number"``, ``"category"``, ``"image"``, ``"text"``, or None where it is left out.
+        kind: ``"number"``, ``"category"``, ``"image"``, ``"text"``, ``"audio"``, or None where it is left out.
         reason: What was seen, as a person reads it.
     """
 
@@ -124,6 +125,8 @@ def _guess(series: pl.Series) -> Guess:
         return Guess(name, None, f"named like an id, {distinct:,} different values in {len(text):,} rows")
     if bool(text.str.to_lowercase().str.contains(_IMAGE_FILE).all()):
         return Guess(name, "image", "holds paths of images")
+    if bool(text.str.to_lowercase().str.ends_with(SUFFIX).all()):
+        return Guess(name, "audio", "holds paths of sounds")
     if series.dtype == pl.Boolean:
         return Guess(name, "category", "true or false")
     try:

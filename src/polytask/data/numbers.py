@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from polytask.data.schema import NumberColumn
-from polytask.errors import DataError
+from polytask.errors import RowError
 
 Floats = NDArray[np.float64]
 
@@ -24,20 +24,22 @@ def find_faults(name: str, numbers: pl.Series, impute_infinite: bool, forbid_mis
     """The values of a parsed column, and which of them are missing (bool).
 
     Raises:
-        DataError: for infinite values unless they are imputed, and for missing ones if those are forbidden.
+        RowError: for infinite values unless they are imputed, and for missing ones if those are forbidden.
     """
     values = np.array(numbers.to_numpy(), dtype=np.float64)
     infinite = np.isinf(values)
     if infinite.any() and not impute_infinite:
-        raise DataError(
+        raise RowError(
             f"Column '{name}' has {int(infinite.sum()):,} infinite values, the first in record "
-            f"{int(infinite.argmax()) + 1}. Correct them, or set impute_infinite: true to treat them as missing."
+            f"{int(infinite.argmax()) + 1}. Correct them, or set impute_infinite: true to treat them as missing.",
+            dict.fromkeys(np.nonzero(infinite)[0].tolist(), f"column '{name}': the value is infinite"),
         )
     gone = np.isnan(values) | infinite
     if forbid_missing and gone.any():
-        raise DataError(
+        raise RowError(
             f"Column '{name}' has {int(gone.sum()):,} missing values, the first in record {int(gone.argmax()) + 1}. "
-            "Fill them, or set missing: indicate (or mean) for it."
+            "Fill them, or set missing: indicate (or mean) for it.",
+            dict.fromkeys(np.nonzero(gone)[0].tolist(), f"column '{name}': there is no value"),
         )
     return values, gone
 

@@ -14,25 +14,27 @@ from numpy.typing import NDArray
 
 from polytask.data.images import holds_files, holds_pixels, image_column, pixels_of, read_images
 from polytask.data.numbers import Floats, fill, find_faults, fit_number, scale_number
-from polytask.data.pretrained import read_tokenizer
+from polytask.data.pretrained import read_extractor, read_tokenizer
 from polytask.data.schema import (
     FIRST_SLOT,
     MISSING_SLOT,
     UNSEEN_SLOT,
     CategoryColumn,
     NumberColumn,
+    SoundColumn,
     TableSchema,
     TextColumn,
 )
+from polytask.data.sounds import encode_sounds
 from polytask.data.table import as_text, column_of, parse_numbers
 from polytask.data.text import encode_text, fit_words
 from polytask.errors import DataError, RecipeError, listed, unknown
 
-KINDS = ("number", "category", "image", "text")
+KINDS = ("number", "category", "image", "text", "audio")
 SCALES = ("standard", "quantile", "none")
 MISSING = ("indicate", "mean", "error")
 COLOURS = {"rgb": 3, "grey": 1}
-ON_BAD = ("error", "skip")
+SPLITS = ("spaces", "characters")
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class InputSpec:
     """How an input column is read.
 
     Args:
-        kind: ``"number"``, ``"category"``, ``"image"`` (paths or the bytes of image files, or arrays of one shape) or
-            ``"text"`` (text, split at its spaces, or lists of words).
+        kind: ``"number"``, ``"category"``, ``"image"`` (paths or the bytes of image files, or arrays of one shape),
+            ``"text"`` (text, or lists of words) or ``"audio"`` (paths or the bytes of WAV files, or lists of samples
+            from -1 to 1).
         scale: Of numbers: ``"standard"`` (training mean 0 and deviation 1), ``"quantile"`` (to a normal
             distribution by the training quantiles) or ``"none"``.
         missing: Of numbers: ``"indicate"`` (the training mean, and an input that says so if training rows
@@ -50,16 +53,21 @@ class InputSpec:
             of unseen ones.
         bins: Of numbers: quantile bins, whose edges the schema keeps for piecewise-linear embeddings.
         impute_infinite: Of numbers: infinite values count as missing instead of raising an error.
-        size: Of images from files: height and width that they are resized to; None if all have one size.
+        size: Of images from files: height and width that they are resized to; None if all have one size. A recipe
+            with the encoder ``hub`` fills in that of the model.
         colour: Of images from files: ``"rgb"`` or ``"grey"``.
-        on_bad: Of images from files: what to do with a row whose image is missing or cannot be read, ``"error"`` or
-            ``"skip"`` (the row is left out, counted, with a warning).
+        split: Of texts: ``"spaces"`` between words, or ``"characters"``: each is a word, as for Chinese.
         lowercase: Of words: whether their case is left to their characters.
         longest_word: Of words: characters that are read.
         tokenizer: Of texts: a pretrained model whose tokenizer cuts them, by its name in a hub or its folder; a
             recipe with the encoder ``hub`` fills it in. None makes a vocabulary of words.
         longest: Of texts with a tokenizer: tokens that are read.
         pair: Of texts: a second column whose text follows that of the first, for tasks about two sentences.
+        extractor: Of sounds: a pretrained model whose extractor makes its inputs, by its name in a hub or its folder; a
+            recipe with the encoder ``hub`` fills it in.
+        rate: Of sounds that are lists: samples a second; None if they have the model's own rate. Sounds of another
+            rate are resampled.
+        seconds: Of sounds: how much of each is read; None reads all.
 
     Raises:
         RecipeError: for an unknown kind, scale or missing, or a count below one.
@@ -78,18 +86,21 @@ class InputSpec:
     impute_infinite: bool = False
     size: tuple[int, int] | None = None
     colour: str = "rgb"
-    on_bad: str = "error"
 
     @property
     def channels(self) -> int:
         """Of images from files."""
         return COLOURS[self.colour]
 
+    split: str = "spaces"
     lowercase: bool = True
     longest_word: int = 20
     tokenizer: str | None = None
     longest: int = 256
     pair: str = ""
+    extractor: str | None = None
+    rate: int | None = None
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -97,7 +108,7 @@ class InputSpec:
             ("scale", self.scale, SCALES),
             ("missing", self.missing, MISSING),
             ("colour", self.colour, COLOURS),
-            ("on_bad", self.on_bad, ON_BAD),
+            ("split", self.split, SPLITS),
         ):
             if value not in known:
                 raise RecipeError(unknown(what, value, known))
@@ -105,6 +116,10 @@ class InputSpec:
             count = getattr(self, what)
             if count < 1:
                 raise RecipeError(f"{what} is {count}; it has to be 1 or more.")
+        for what in ("rate", "seconds"):
+            value = getattr(self, what)
+            if value is not None and value <= 0:
+                raise RecipeError(f"{what} is {value}; it has to be above 0.")
         if self.size is not None and min(self.size) < 1:
             raise RecipeError(f"size is {list(self.size)}; give height and width in pixels, 1 or more.")
 
@@ -151,7 +166,7 @@ class TablePreprocessor:
         """
         if not inputs:
             raise DataError(f"There are no input columns. The table has: {listed(frame.columns)}. Name some as inputs.")
-        numbers, categories, images, arrays, texts = [], [], [], {}, []
+        numbers, categories, images, arrays, texts, sounds = [], [], [], {}, [], []
         for name, spec in inputs.items():
             series = column_of(frame, name, "input column")
             if spec.kind == "number":
@@ -160,12 +175,14 @@ class TablePreprocessor:
                 categories.append(_fit_category(series, spec.min_count))
             elif spec.kind == "text":
                 texts.append(_fit_text(_texts(frame, name, spec.pair), spec))
+            elif spec.kind == "audio":
+                sounds.append(_fit_sound(name, spec))
             elif holds_files(series) or holds_pixels(series):
                 images.append(image_column(series, spec.size, spec.channels))
             else:
                 arrays[name] = _array_shape(series)
-        schema = TableSchema(tuple(numbers), tuple(categories), arrays, images=tuple(images), texts=tuple(texts))
-        return cls(schema)
+        known = TableSchema(tuple(numbers), tuple(categories), arrays, images=tuple(images))
+        return cls(replace(known, texts=tuple(texts), sounds=tuple(sounds)))
 
     def inputs(self, frame: pl.DataFrame) -> Any:
         """What the model takes: the tensors of ``transform``, or those of the only column where the schema says so."""
@@ -183,7 +200,8 @@ class TablePreprocessor:
             ``[n, d']``, whether a value was missing, with a column for each number column of which training
             rows lacked values; ``"categories"`` int64 ``[n, c]``; every image column under its name,
             float32 ``[n, ...]``, its values as they are, or uint8 ``[n, 1 or 3, h, w]`` where they come from files or
-            are bytes; and every text column under its name, a dict of tensors (``data.text.encode_text``).
+            are bytes; and every text column and column of sounds under its name, a dict of tensors
+            (``data.text.encode_text``, ``data.sounds.encode_sounds``).
 
         Raises:
             DataError: if a column is missing (the nearest is named), a value does not parse, is infinite or
@@ -211,6 +229,8 @@ class TablePreprocessor:
             result[image.name] = torch.from_numpy(pixels_of(column_of(frame, image.name, "input column"), image))
         for text in schema.texts:
             result[text.name] = encode_text(_texts(frame, text.name, text.pair), text)
+        for sound in schema.sounds:
+            result[sound.name] = encode_sounds(column_of(frame, sound.name, "input column"), sound)
         return result
 
     def image_sizes(self, frame: pl.DataFrame) -> NDArray[np.int64] | None:
@@ -272,10 +292,26 @@ def _texts(frame: pl.DataFrame, name: str, pair: str) -> list[pl.Series]:
 
 def _fit_text(series: Sequence[pl.Series], spec: InputSpec) -> TextColumn:
     if spec.tokenizer is None:
-        made = fit_words(series, min_count=spec.min_count, lowercase=spec.lowercase, longest_word=spec.longest_word)
+        made = fit_words(
+            series,
+            min_count=spec.min_count,
+            lowercase=spec.lowercase,
+            longest_word=spec.longest_word,
+            split=spec.split,
+        )
     else:
-        made = TextColumn(series[0].name, tokenizer=read_tokenizer(spec.tokenizer), longest=spec.longest)
+        tokenizer = read_tokenizer(spec.tokenizer)
+        made = TextColumn(series[0].name, tokenizer=tokenizer, longest=spec.longest, split=spec.split)
     return replace(made, pair=spec.pair)
+
+
+def _fit_sound(name: str, spec: InputSpec) -> SoundColumn:
+    if spec.extractor is None:
+        raise RecipeError(
+            f"Column '{name}' holds sounds, and nothing says how they become inputs. Use the encoder hub, or name a "
+            "pretrained model: {kind: audio, extractor: ...}."
+        )
+    return SoundColumn(name, read_extractor(spec.extractor), spec.rate, spec.seconds)
 
 
 def _numbers(frame: pl.DataFrame, column: NumberColumn) -> tuple[Floats, np.ndarray[tuple[int], np.dtype[np.bool_]]]:

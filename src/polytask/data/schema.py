@@ -94,6 +94,7 @@ class TextColumn:
         name: The column's name.
         words: The vocabulary; word ``i`` has the number ``i + 1``, and 0 stands for any other.
         characters: The same for the characters of words.
+        split: Where text is cut into words: ``"spaces"``, or ``"characters"`` makes each character a word.
         lowercase: Whether words are looked up without their case.
         longest_word: Characters of a word that are read.
         tokenizer: The tokenizer of a pretrained model, as its ``tokenizer.json`` has it; the fields above are
@@ -105,11 +106,29 @@ class TextColumn:
     name: str
     words: tuple[str, ...] = ()
     characters: tuple[str, ...] = ()
+    split: str = "spaces"
     lowercase: bool = True
     longest_word: int = 20
     tokenizer: str | None = None
     longest: int = 256
     pair: str = ""
+
+
+@dataclass(frozen=True)
+class SoundColumn:
+    """A column of sounds as it was in the training data.
+
+    Args:
+        name: The column's name.
+        extractor: What makes a pretrained model's inputs of sounds, as its preprocessor_config.json has it.
+        rate: Samples a second of sounds that are lists; None if they have the model's own rate.
+        seconds: How much of a sound is read; None reads all.
+    """
+
+    name: str
+    extractor: str
+    rate: int | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +142,7 @@ class TableSchema:
         images: Columns of images from files, or of bytes.
         single: Whether the model takes the only column's tensors themselves, not a dict of them by name.
         texts: Text columns.
+        sounds: Columns of sounds.
 
     Example:
         >>> schema = TableSchema((NumberColumn("age", 38.6, 13.1, (-1.5, 0.0, 2.0), True),), (), {})
@@ -138,6 +158,17 @@ class TableSchema:
     single: bool = False
     images: tuple[ImageColumn, ...] = ()
     texts: tuple[TextColumn, ...] = ()
+    sounds: tuple[SoundColumn, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all columns."""
+        return (*(c.name for c in self.numbers), *(c.name for c in self.categories), *self.beside)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Names of the columns that are neither numbers nor categories."""
+        return (*self.pictures, *(c.name for c in self.texts), *(c.name for c in self.sounds))
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -158,6 +189,7 @@ class TableSchema:
             "single": self.single,
             "images": [asdict(c) | {"size": list(c.size)} for c in self.images],
             "texts": [asdict(c) | {"words": list(c.words), "characters": list(c.characters)} for c in self.texts],
+            "sounds": [asdict(c) for c in self.sounds],
         }
 
     @classmethod
@@ -178,9 +210,10 @@ class TableSchema:
                 TextColumn(**{**c, "words": tuple(c["words"]), "characters": tuple(c["characters"])})
                 for c in plain.get("texts", ())
             )
+            sounds = tuple(SoundColumn(**c) for c in plain.get("sounds", ()))
             arrays = {name: tuple(shape) for name, shape in plain["arrays"].items()}
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"The stored table schema cannot be read: {error}. It was written by something else."
             ) from error
-        return cls(numbers, categories, arrays, bool(plain["single"]), images, texts)
+        return cls(numbers, categories, arrays, bool(plain["single"]), images, texts, sounds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from polytask.data.batch import Batch, map_tensors
 from polytask.data.ragged import Padding
 from polytask.errors import DataError, ShapeError
+from polytask.tasks.task import labelled
 
 PIXELS = 2**22
 """Most numbers of images that are read at a time where nothing is trained: their feature maps are many times larger."""
@@ -188,7 +190,8 @@ class TensorSource(Source):
     """
 
     def __init__(self, inputs: Any, targets: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None):
-        self._all = Batch(inputs, dict(targets), dict(weights or {}))
+        complete = frozenset(name for name, target in targets.items() if bool(labelled(target).all()))
+        self._all = Batch(inputs, dict(targets), dict(weights or {}), complete)
         self.tasks = tuple(targets)
         rows = len(self._all)
         sizes = {f"target '{name}'": len(t) for name, t in self._all.targets.items()}
@@ -216,7 +219,7 @@ class TensorSource(Source):
         if self.lengths is None:
             return found
         inputs = self._padding.cut_inputs(found.inputs, rows)
-        return Batch(inputs, self._padding.cut_targets(found.targets, rows), found.weights)
+        return replace(found, inputs=inputs, targets=self._padding.cut_targets(found.targets, rows))
 
     def targets(self, task: str) -> Tensor | None:
         """All targets of one task."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from polytask.errors import DataError, listed, suggestion
+from polytask.errors import DataError, RowError, listed, suggestion
 
 NA = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 """What stands for a missing value in a CSV unless the caller says otherwise."""
@@ -146,9 +146,10 @@ def parse_numbers(series: pl.Series, what: str = "column") -> pl.Series:
             if len(faults):
                 at = int(faults[0])
                 more = f" {len(faults) - 1:,} more records have the same fault." if len(faults) > 1 else ""
-                raise DataError(
+                raise RowError(
                     f"Record {at + 1}, {what} '{series.name}': '{series[at]}' is not a number.{more} Correct it, list "
-                    f"it among the missing values (na), or read the column as a category."
+                    f"it among the missing values (na), or read the column as a category.",
+                    {row: f"{what} '{series.name}': '{series[row]}' is not a number" for row in faults},
                 )
     else:
         numbers = series.cast(pl.Float64)

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polytask.data.schema import TableSchema
+from polytask.data.schema import TextColumn
 from polytask.data.table import column_of
 from polytask.data.text import words_of
-from polytask.errors import DataError, listed, suggestion
+from polytask.errors import DataError, RowError, listed, suggestion
 from polytask.tasks.spans import TagSet, repaired
 from polytask.tasks.task import Task
 
@@ -44,23 +44,24 @@ def read_tags(series: pl.Series, task: Task) -> Rows:
             "They are O, or a prefix and a type such as B-LOC. Use scheme: none for tags that make no entities."
         )
     broken = tags.breaks(tag_numbers(rows, tags.names))
-    for number in np.nonzero(broken.any(1))[0]:
-        row = rows[number]
-        assert row is not None
-        if not task.target.repair:
-            place = int(np.nonzero(broken[number])[0][0])
-            raise DataError(_breaks(task, series, int(number), place, row))
-        rows[number] = repaired(row, tags.scheme)
+    faults = np.nonzero(broken.any(1))[0].tolist()
+    if faults and not task.target.repair:
+        found = {at: f"{_where(task, series)}, {_break(rows[at] or (), broken[at])}" for at in faults}
+        raise RowError(
+            f"Record {faults[0] + 1}, {found[faults[0]]}, which the scheme '{task.target.scheme}' does not allow. "
+            "Correct the tags, or say repair: true to have them written anew.",
+            found,
+        )
+    for number in faults:
+        rows[number] = repaired(rows[number] or (), tags.scheme)
     return rows
 
 
-def _breaks(task: Task, series: pl.Series, number: int, place: int, row: Sequence[str | None]) -> str:
+def _break(row: Sequence[str | None], broken: NDArray[np.bool_]) -> str:
+    """What stands at the first place where a row's tags break their scheme."""
+    place = int(np.nonzero(broken)[0][0])
     found = f"'{row[place]}' stands" if place < len(row) else "the row ends"
-    after = f"behind '{row[place - 1]}'" if place else "at the start"
-    return (
-        f"Record {number + 1}, {_where(task, series)}, word {place + 1}: {found} {after}, which the scheme "
-        f"'{task.target.scheme}' does not allow. Correct the tags, or say repair: true to have them written anew."
-    )
+    return f"word {place + 1}: {found} " + (f"behind '{row[place - 1]}'" if place else "at the start")
 
 
 def tag_numbers(rows: Rows, names: Sequence[str]) -> NDArray[np.int64]:
@@ -85,20 +86,28 @@ def encode_tags(series: pl.Series, task: Task, classes: Sequence[str]) -> Tensor
         DataError: as ``read_tags``, and for a tag that is not among the classes.
     """
     rows = read_tags(series, task)
-    known = set(classes)
-    for number, row in enumerate(rows, start=1):
-        strange = next((tag for tag in row or () if tag is not None and tag not in known), None)
-        if strange is not None:
-            raise DataError(
-                f"Record {number}, {_where(task, series)}: '{strange}' is not among the tags: {listed(classes)}."
-                f"{suggestion(strange, classes)} Name all tags with classes: [...], or correct the record; a tag that "
-                "training rows do not have cannot be learned."
-            )
+    known = {*classes, None}
+    strange = {
+        at: next(tag for tag in row if tag not in known) for at, row in enumerate(rows) if row and set(row) - known
+    }
+    if strange:
+        first, tag = next(iter(strange.items()))
+        raise RowError(
+            f"Record {first + 1}, {_where(task, series)}: '{tag}' is not among the tags: {listed(classes)}."
+            f"{suggestion(str(tag), classes)} Name all tags with classes: [...], or correct the record; a tag that "
+            "training rows do not have cannot be learned.",
+            {at: f"{_where(task, series)}: '{tag}' is not among the tags" for at, tag in strange.items()},
+        )
     return torch.from_numpy(tag_numbers(rows, classes))
 
 
-def check_tag_lengths(frame: pl.DataFrame, schema: TableSchema, tasks: Iterable[Task]) -> None:
+def check_tag_lengths(frame: pl.DataFrame, texts: Sequence[TextColumn], tasks: Iterable[Task]) -> None:
     """Check that every row has as many tags as words.
+
+    Args:
+        frame: Rows with the columns of texts and tags.
+        texts: The text columns of the inputs.
+        tasks: All tasks; only those of tags are looked at.
 
     Raises:
         DataError: if one has not (the record is named), or there is not exactly one text column.
@@ -106,28 +115,27 @@ def check_tag_lengths(frame: pl.DataFrame, schema: TableSchema, tasks: Iterable[
     of_tags = [task for task in tasks if task.target.form == "tags"]
     if not of_tags:
         return
-    if len(schema.texts) != 1:
-        found = listed(column.name for column in schema.texts) or "none"
+    if len(texts) != 1:
+        found = listed(column.name for column in texts) or "none"
         raise DataError(
             f"Task '{of_tags[0].name}' tags the words of a text, so the inputs need exactly one text column; found: "
             f"{found}. Say inputs: {{sentence: text}} with the name of yours."
         )
-    if schema.texts[0].pair:
-        raise DataError(
-            f"Task '{of_tags[0].name}' tags the words of one text; '{schema.texts[0].name}' is a pair of them."
-        )
-    text = column_of(frame, schema.texts[0].name, "text column")
-    words = np.array([len(row) for row in words_of(text)], dtype=np.int64)
+    if texts[0].pair:
+        raise DataError(f"Task '{of_tags[0].name}' tags the words of one text; '{texts[0].name}' is a pair of them.")
+    text = column_of(frame, texts[0].name, "text column")
+    words = np.array([len(row) for row in words_of(text, texts[0].split)], dtype=np.int64)
     for task in of_tags:
         series = column_of(frame, (task.target.columns or (task.name,))[0], f"target column of task '{task.name}'")
         rows = read_tags(series, task)
         tags = np.array([-1 if row is None else len(row) for row in rows], dtype=np.int64)
         wrong = np.nonzero((tags >= 0) & (tags != words))[0]
         if len(wrong):
-            at = int(wrong[0])
-            raise DataError(
-                f"Record {at + 1}, {_where(task, series)}: there are {tags[at]} tags for the {words[at]} words of "
-                f"'{text.name}' ({len(wrong):,} such records in all). Every word needs one tag."
+            faults = {at: f"there are {tags[at]} tags for the {words[at]} words of '{text.name}'" for at in wrong}
+            raise RowError(
+                f"Record {wrong[0] + 1}, {_where(task, series)}: {faults[wrong[0]]} ({len(wrong):,} such records in "
+                "all). Every word needs one tag.",
+                {int(at): f"{_where(task, series)}: {what}" for at, what in faults.items()},
             )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from polytask.data.table import as_text, column_of, parse_numbers
 from polytask.data.tags import encode_tags
-from polytask.errors import DataError, listed, suggestion
+from polytask.errors import DataError, RowError, listed, suggestion
 from polytask.tasks.task import Task
 
 TRUE = ("1", "true", "yes", "y", "t")
@@ -47,10 +47,11 @@ def encode_labels(values: pl.Series, classes: Sequence[str], where: str) -> Tens
         names = text.gather(strange).unique().sort().to_list()
         more = f" {len(strange):,} records hold classes outside of them: {listed(names)}." if len(strange) > 1 else ""
         value = text[int(strange[0])]
-        raise DataError(
+        raise RowError(
             f"Record {int(strange[0]) + 1}, {where}: '{value}' is not among the classes: {listed(classes)}.{more}"
             f"{suggestion(value, classes)} Add it to the classes, or correct the record; a class that training rows "
-            "do not have cannot be learned."
+            "do not have cannot be learned.",
+            {at: f"{where}: '{text[at]}' is not among the classes" for at in strange.to_list()},
         )
     return torch.from_numpy(np.array(codes.fill_null(-1).to_numpy(), dtype=np.int64))
 
@@ -94,9 +95,10 @@ def finite_numbers(series: pl.Series, what: str) -> np.ndarray[tuple[int], np.dt
     values = np.array(parse_numbers(series, what).to_numpy(), dtype=np.float64)
     infinite = np.nonzero(np.isinf(values))[0]
     if len(infinite):
-        raise DataError(
+        raise RowError(
             f"Record {infinite[0] + 1}, {what} '{series.name}': the value is infinite "
-            f"({len(infinite):,} records in all). Correct it, or leave it empty."
+            f"({len(infinite):,} records in all). Correct it, or leave it empty.",
+            dict.fromkeys(infinite.tolist(), f"{what} '{series.name}': the value is infinite"),
         )
     return values
 
@@ -124,9 +126,10 @@ def binary_values(series: pl.Series, task: Task) -> Tensor:
     wrong = (text.is_not_null() & ~values.is_between(0, 1).fill_null(False)).arg_true()
     if len(wrong):
         at, seen = int(wrong[0]), text.drop_nulls().unique().sort().to_list()
-        raise DataError(
+        raise RowError(
             f"Record {at + 1}, {where_of(task, series)}: '{text[at]}' is none of 0/1, true/false and yes/no. Say which "
-            f"value means 1 with positive: ...; the column has: {listed(seen, 8)}."
+            f"value means 1 with positive: ...; the column has: {listed(seen, 8)}.",
+            {row: f"{where_of(task, series)}: '{text[row]}' is none of 0/1, true/false and yes/no" for row in wrong},
         )
     return torch.from_numpy(np.array(values.to_numpy(), dtype=np.float32))
 
@@ -156,9 +159,10 @@ def _labels(frame: pl.DataFrame, task: Task, separator: str) -> Tensor:
     strange = (~flat.is_in(list(classes))).arg_true()
     if len(strange):
         value = flat[int(strange[0])]
-        raise DataError(
+        raise RowError(
             f"Record {rows[int(strange[0])] + 1}, {where_of(task, whole)}: '{value}' is not among the labels: "
-            f"{listed(classes)}.{suggestion(str(value), classes)} Labels of a row are separated by '{separator}'."
+            f"{listed(classes)}.{suggestion(str(value), classes)} Labels of a row are separated by '{separator}'.",
+            {int(rows[at]): f"{where_of(task, whole)}: '{flat[at]}' is not among the labels" for at in strange},
         )
     result = torch.zeros(len(lists), len(classes))
     result[rows, encode_labels(flat, classes, where_of(task, whole)).numpy()] = 1.0
@@ -178,9 +182,8 @@ def _count(frame: pl.DataFrame, task: Task, separator: str) -> Tensor:
     values = finite_numbers(series, "target column")
     wrong = np.nonzero((values < 0) | (values != np.floor(values)) & ~np.isnan(values))[0]
     if len(wrong):
-        raise DataError(
-            f"Record {wrong[0] + 1}, {where_of(task, series)}: {values[wrong[0]]:g} is no count (0, 1, 2, ...)."
-        )
+        faults = {at: f"{where_of(task, series)}: {values[at]:g} is no count (0, 1, 2, ...)" for at in wrong.tolist()}
+        raise RowError(f"Record {wrong[0] + 1}, {faults[int(wrong[0])]}.", faults)
     return torch.from_numpy(values.astype(np.float32))
 
 
@@ -194,9 +197,10 @@ def _distribution(frame: pl.DataFrame, task: Task, separator: str) -> Tensor:
     wrong = np.nonzero(known & ~((values >= 0).all(1) & (np.abs(whole - 1) <= 1e-3 * len(columns))))[0]
     if len(wrong):
         shares = listed((shown_value(value) for value in values[wrong[0]]), 8)
-        raise DataError(
+        raise RowError(
             f"Record {wrong[0] + 1}, task '{task.name}': the soft labels are {shares}. They have to be 0 or more and "
-            "add up to 1, or all be missing."
+            "add up to 1, or all be missing.",
+            dict.fromkeys(wrong.tolist(), f"task '{task.name}': the soft labels do not add up to 1"),
         )
     return torch.from_numpy(values.astype(np.float32))
 

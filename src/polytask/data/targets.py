@@ -27,7 +27,7 @@ from polytask.data.target_forms import (
     target_columns,
     where_of,
 )
-from polytask.errors import DataError, listed, suggestion
+from polytask.errors import DataError, RowError, listed, suggestion
 from polytask.tasks.task import Task, labelled
 
 CLASSED = ("class", "labels", "distribution", "tags", "boxes")
@@ -160,10 +160,8 @@ def encode_weight(frame: pl.DataFrame, column: str) -> Tensor:
     weights = finite_numbers(column_of(frame, column, "weight column"), "weight column")
     wrong = np.nonzero(~(weights >= 0))[0]
     if len(wrong):
-        raise DataError(
-            f"Record {wrong[0] + 1}, weight column '{column}': {shown_value(weights[wrong[0]])} is no weight; "
-            "it has to be 0 or more."
-        )
+        faults = {at: f"weight column '{column}': {shown_value(weights[at])} is no weight" for at in wrong.tolist()}
+        raise RowError(f"Record {wrong[0] + 1}, {faults[int(wrong[0])]}; it has to be 0 or more.", faults)
     if not weights.any():
         raise DataError(f"All weights in column '{column}' are 0, so no row counts.")
     return torch.from_numpy(weights.astype(np.float32))

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polytask.data.schema import TextColumn
-from polytask.errors import DataError, MissingExtraError
+from polytask.data.token_cache import Ragged, cached
+from polytask.errors import DataError, MissingExtraError, RowError
 
 UNSEEN = 0
 """Number of a word or character that training rows did not have, or had too rarely."""
@@ -27,8 +28,12 @@ SHAPES = ("special", "lower", "Title", "UPPER", "miXed", "with 4 digits", "other
 """What a piece's number in ``"shapes"`` says about how its word is written."""
 
 
-def words_of(series: pl.Series) -> list[list[str]]:
-    """The words of every text: those of a list column, or text split at its spaces.
+def words_of(series: pl.Series, split: str = "spaces") -> list[list[str]]:
+    """The words of every text: those of a list column, or text that is split.
+
+    Args:
+        series: The texts.
+        split: ``"spaces"``, or ``"characters"`` makes each character but spaces a word.
 
     Raises:
         DataError: if a text is missing or the column holds something else.
@@ -36,23 +41,37 @@ def words_of(series: pl.Series) -> list[list[str]]:
     Example:
         >>> words_of(pl.Series("s", ["fly to Boston", ""]))
         [['fly', 'to', 'Boston'], []]
+        >>> words_of(pl.Series("s", ["走 吧"]), "characters")
+        [['走', '吧']]
     """
     inner = series.dtype.inner if isinstance(series.dtype, pl.List | pl.Array) else series.dtype
     if inner not in (pl.String, pl.Categorical, pl.Enum):
         raise DataError(f"Column '{series.name}' holds {series.dtype}; a text column holds text or lists of words.")
     absent = series.is_null().arg_true()
     if len(absent):
-        raise DataError(f"Record {int(absent[0]) + 1}, column '{series.name}': there is no text. Leave such rows out.")
+        raise _no_text(series, dict.fromkeys(absent.to_list(), "there is no text"))
     if isinstance(series.dtype, pl.List | pl.Array):
         rows = series.to_list()
-        for number, row in enumerate(rows, start=1):
-            if any(word is None or not word.strip() for word in row):
-                raise DataError(f"Record {number}, column '{series.name}': a word of the list is missing or empty.")
+        broken = [at for at, row in enumerate(rows) if any(word is None or not word.strip() for word in row)]
+        if broken:
+            raise _no_text(series, dict.fromkeys(broken, "a word of the list is missing or empty"))
         return rows
-    return [text.split() for text in series.cast(pl.String).to_list()]
+    texts = [text.split() for text in series.cast(pl.String).to_list()]
+    return [list("".join(parts)) for parts in texts] if split == "characters" else texts
 
 
-def fit_words(series: Sequence[pl.Series], *, min_count: int, lowercase: bool, longest_word: int) -> TextColumn:
+def _no_text(series: pl.Series, rows: Mapping[int, str]) -> RowError:
+    first = min(rows)
+    return RowError(
+        f"Record {first + 1}, column '{series.name}': {rows[first]}. Leave such rows out, or have them skipped: data: "
+        "{on_bad: skip}.",
+        {at: f"column '{series.name}': {what}" for at, what in rows.items()},
+    )
+
+
+def fit_words(
+    series: Sequence[pl.Series], *, min_count: int, lowercase: bool, longest_word: int, split: str = "spaces"
+) -> TextColumn:
     """The vocabulary of training texts.
 
     Args:
@@ -60,6 +79,7 @@ def fit_words(series: Sequence[pl.Series], *, min_count: int, lowercase: bool, l
         min_count: Rarer words share the number of unseen ones.
         lowercase: Whether case is left to the characters.
         longest_word: Characters of a word that are read.
+        split: Where text is cut into words, see ``words_of``.
 
     Raises:
         DataError: if no text has a word.
@@ -68,7 +88,7 @@ def fit_words(series: Sequence[pl.Series], *, min_count: int, lowercase: bool, l
         >>> fit_words([pl.Series("s", ["To Rome", "to"])], min_count=2, lowercase=True, longest_word=20).words
         ('to',)
     """
-    rows = _joined([words_of(column) for column in series])
+    rows = _joined([words_of(column, split) for column in series])
     counts = Counter(word.lower() if lowercase else word for row in rows for word in row)
     if not counts:
         raise DataError(f"Column '{series[0].name}' has no word in the training rows. Leave it out of the inputs.")
@@ -77,6 +97,7 @@ def fit_words(series: Sequence[pl.Series], *, min_count: int, lowercase: bool, l
         series[0].name,
         words=tuple(sorted(word for word, count in counts.items() if count >= min_count)),
         characters=tuple(sorted(letter for letter, count in characters.items() if count >= min_count)),
+        split=split,
         lowercase=lowercase,
         longest_word=longest_word,
     )
@@ -117,7 +138,7 @@ def encode_text(series: Sequence[pl.Series], column: TextColumn) -> dict[str, Te
                 [ 2, -1]]), tensor([[ 0,  1],
                 [ 0, -1]]))
     """
-    texts = [words_of(one) for one in series]
+    texts = [words_of(one, column.split) for one in series]
     return _pieces(texts, column) if column.tokenizer else _whole_words(_joined(texts), column)
 
 
@@ -166,23 +187,27 @@ def _tokenizer(definition: str, longest: int) -> Any:
 def _pieces(texts: Sequence[list[list[str]]], column: TextColumn) -> dict[str, Tensor]:
     assert column.tokenizer is not None
     made = _tokenizer(column.tokenizer, column.longest)
-    plain = [[" ".join(row) for row in rows] for rows in texts]
-    found = made.encode_batch(plain[0] if len(plain) == 1 else list(zip(*plain, strict=True)))
-    cut = sum(bool(encoding.overflowing) for encoding in found)
+    ragged, cut = cached(texts, column.tokenizer, column.longest, lambda: _cut(texts, made))
     if cut:
         warnings.warn(
-            f"Column '{column.name}': {cut:,} of {len(found):,} texts have more than {column.longest} tokens; what "
+            f"Column '{column.name}': {cut:,} of {len(texts[0]):,} texts have more than {column.longest} tokens; what "
             "lies beyond is not read. Set longest: ... of the column to read more.",
             stacklevel=2,
         )
+    return {key: torch.from_numpy(_padded(flat, lengths)) for key, (flat, lengths) in ragged.items()}
+
+
+def _cut(texts: Sequence[list[list[str]]], tokenizer: Any) -> tuple[Ragged, int]:
+    """The tokens of texts and what belongs to them, on all cores; and how many texts are too long to be read whole."""
+    plain = [[" ".join(row) for row in rows] for rows in texts]
+    found = tokenizer.encode_batch(plain[0] if len(plain) == 1 else list(zip(*plain, strict=True)))
     parts = [_aligned(row, encoding) for row, encoding in zip(zip(*texts, strict=True), found, strict=True)]
-    keys = ("tokens", "words", "shapes", "segments")[: None if len(texts) > 1 else 3]
-    result = {}
-    for at, key in enumerate(keys):
+    ragged = {}
+    for at, key in enumerate(("tokens", "words", "shapes", "segments")[: None if len(texts) > 1 else 3]):
         flat = [part[at] for part in parts]
         lengths = np.array([len(values) for values in flat], dtype=np.int64)
-        result[key] = torch.from_numpy(_padded(np.concatenate(flat) if flat else lengths, lengths))
-    return result
+        ragged[key] = np.concatenate(flat) if flat else lengths, lengths
+    return ragged, sum(bool(encoding.overflowing) for encoding in found)
 
 
 def _aligned(texts: Sequence[Sequence[str]], encoding: Any) -> tuple[NDArray[np.int64], ...]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from polytask import registry
 from polytask.data.infer import describe_inference, guess_inputs
 from polytask.data.preprocess import InputSpec, TablePreprocessor
 from polytask.data.schema import TableSchema
 from polytask.data.source import TensorSource
-from polytask.data.table import as_text, column_of, parse_numbers
-from polytask.data.tags import check_tag_lengths
+from polytask.data.table import as_text
 from polytask.data.target_forms import target_columns
 from polytask.data.targets import drop_unlabelled, encode_target, encode_weight, fit_target
 from polytask.errors import DataError, RecipeError, suggestion, unknown
@@ -24,6 +24,7 @@ from polytask.evaluation import CompositeIndex, Criterion, Decision
 from polytask.models import MultiTaskModel
 from polytask.recipes.frames import Loaded, Sheet, load_frames
 from polytask.recipes.pictures import read_pictures
+from polytask.recipes.rows import check_rows
 from polytask.recipes.schema import Recipe, named
 from polytask.sharing import Sharing
 from polytask.tasks.task import Task
@@ -82,20 +83,17 @@ def build(recipe: Recipe) -> Built:
     weights = _weight_columns(recipe, loaded)
     inputs, notes = choose_inputs(recipe, loaded, tasks, set(weights.values()))
     inputs = {name: _as_encoder_reads(name, spec, recipe) for name, spec in inputs.items()}
-    _parse_numbers(loaded, inputs)
-    notes = [*notes, *read_pictures(loaded, inputs, tasks)]
+    check_rows(loaded, inputs, tasks)
+    read_pictures(loaded, inputs, tasks)
     trained = [group.training.rows("train") for group in loaded.groups]
     whole = trained[0] if len(trained) == 1 else pl.concat([frame.select(_columns_read(inputs)) for frame in trained])
     preprocessor = TablePreprocessor.fit(whole, inputs)
-    if [spec.kind for spec in inputs.values()] in (["image"], ["text"]):
-        # An encoder of images or texts reads those themselves, not a dict with one entry.
+    if [spec.kind for spec in inputs.values()] in (["image"], ["text"], ["audio"]):
+        # An encoder of images, texts or sounds reads those themselves, not a dict with one entry.
         preprocessor = TablePreprocessor(replace(preprocessor.schema, single=True))
     columns = tuple(_column(whole, name, spec.kind) for name, spec in inputs.items())
     for group, frame in zip(loaded.groups, trained, strict=True):
         for name in group.tasks:
-            if tasks[name].target.form == "binary":
-                # Over the whole file first, so that an error names the record of the file.
-                encode_target(group.training.frame, tasks[name])
             tasks[name] = _at(fit_target(frame, tasks[name]), _columns(recipe.tasks[name]))
     del trained, whole
     sources: dict[str, list[TensorSource]] = {"train": [], "validation": [], "test": []}
@@ -103,9 +101,13 @@ def build(recipe: Recipe) -> Built:
     for group in loaded.groups:
         while group.sheets:
             # Text is several times the size of its tensors: a sheet goes as soon as it is encoded.
-            for part, source, lost in _sources(group.sheets.pop(0), group.tasks, preprocessor, tasks, weights):
+            sheet = group.sheets.pop(0)
+            for part, source, lost in _sources(sheet, group.tasks, preprocessor, tasks, weights):
                 sources[part].append(source)
                 skipped += lost
+            if sheet.bad:
+                notes = [*notes, f"{sheet.name}: {sheet.told}"]
+                warnings.warn(notes[-1], stacklevel=2)
     if skipped:
         notes = [*notes, f"Skipped {skipped:,} rows: they have no label for any task."]
     model = make_model(recipe, preprocessor.schema, list(tasks.values()))
@@ -126,18 +128,6 @@ def _over_tasks(recipe: Recipe, tasks: Mapping[str, Task]) -> tuple[CompositeInd
     if recipe.training.select != "last":
         Criterion(recipe.training.select, tasks, index)
     return index, Decision(recipe.decision, tasks) if recipe.decision is not None else None
-
-
-def _parse_numbers(loaded: Loaded, inputs: Mapping[str, InputSpec]) -> None:
-    """Parse number columns over whole files, so that an error names the record of the file."""
-    names = [name for name, spec in inputs.items() if spec.kind == "number"]
-    for group in loaded.groups:
-        for sheet in group.sheets:
-            try:
-                parsed = [parse_numbers(column_of(sheet.frame, name, "input column")) for name in names]
-            except DataError as error:
-                raise DataError(f"{sheet.name}: {error}") from None
-            sheet.frame = sheet.frame.with_columns(parsed)
 
 
 def make_tasks(recipe: Recipe) -> dict[str, Task]:
@@ -196,17 +186,22 @@ def choose_inputs(
                 raise RecipeError(f"inputs.{name} is the target of a task; the model would read the answer.")
             if name not in frame.columns:
                 raise DataError(f"inputs.{name}: the table has no such column.{suggestion(name, frame.columns)}")
-        return {
-            name: InputSpec(said, **defaults) if isinstance(said, str) else said for name, said in recipe.inputs.items()
-        }, []
+        return {name: _spec(said, defaults) for name, said in recipe.inputs.items()}, []
     if loaded.inputs is not None:
         chosen = {name: kind for name, kind in loaded.inputs.items() if name not in targets | weights}
-        return {name: InputSpec(kind, **defaults) for name, kind in chosen.items()}, []
+        return {name: _spec(said, defaults) for name, said in chosen.items()}, []
     guesses = guess_inputs(frame, exclude=targets | weights | loaded.split_columns)
     found = {guess.column: guess.kind for guess in guesses if guess.kind}
     if not found:
         raise DataError("No column is left as an input. Name some: inputs: {age: number, job: category}.")
     return {name: InputSpec(kind, **defaults) for name, kind in found.items()}, describe_inference(guesses)
+
+
+def _spec(said: str | Mapping[str, Any] | InputSpec, defaults: Mapping[str, Any]) -> InputSpec:
+    """How a column is read that says its kind alone, its kind and options, or everything."""
+    if isinstance(said, InputSpec):
+        return said
+    return InputSpec(said, **defaults) if isinstance(said, str) else InputSpec(**{**defaults, **said})
 
 
 def _columns_read(inputs: Mapping[str, str | InputSpec]) -> list[str]:
@@ -216,12 +211,10 @@ def _columns_read(inputs: Mapping[str, str | InputSpec]) -> list[str]:
 
 
 def _as_encoder_reads(column: str, spec: InputSpec, recipe: Recipe) -> InputSpec:
-    """A text column that says no tokenizer gets that of the encoder, if it has one."""
+    """Where a column says nothing of tokenizer, size or extractor it gets what the encoder needs, if that knows."""
     name, options = named(recipe.model.encoder, "tabular", "model.encoder")
-    if spec.kind != "text" or spec.tokenizer is not None:
-        return spec
-    tokenizer_of = getattr(registry.get("encoders", name), "tokenizer_of", None)
-    return spec if tokenizer_of is None else replace(spec, tokenizer=tokenizer_of(options, column))
+    completed = getattr(registry.get("encoders", name), "completed", None)
+    return spec if completed is None else completed(options, spec, column)
 
 
 def _defaults(recipe: Recipe) -> dict[str, Any]:
@@ -234,7 +227,7 @@ def _defaults(recipe: Recipe) -> dict[str, Any]:
 
 def _column(frame: pl.DataFrame, name: str, kind: str) -> Column:
     series = frame.get_column(name)
-    if kind == "image":
+    if kind in ("image", "audio"):
         return Column(name, kind, series.len(), series.null_count())
     if isinstance(series.dtype, pl.List):
         series = series.list.join(" ")
@@ -250,13 +243,13 @@ def _sources(
     weights: Mapping[str, str],
 ) -> Iterator[tuple[str, TensorSource, int]]:
     """The parts of a sheet, each with its source and the number of rows without any label."""
-    try:
+
+    def encoded() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         targets = {name: encode_target(sheet.frame, tasks[name], sizes=sheet.sizes) for name in names}
-        check_tag_lengths(sheet.frame, preprocessor.schema, (tasks[name] for name in names))
-        of_rows = {name: encode_weight(sheet.frame, weights[name]) for name in names if name in weights}
-        whole = TensorSource(preprocessor.inputs(sheet.frame), targets, of_rows)
-    except DataError as error:
-        raise DataError(f"{sheet.name}: {error}") from None
+        return targets, {name: encode_weight(sheet.frame, weights[name]) for name in names if name in weights}
+
+    targets, of_rows = sheet.read(encoded)
+    whole = sheet.read(lambda: TensorSource(preprocessor.inputs(sheet.frame), targets, of_rows))
     for part, chosen in sheet.parts.items():
         rows = torch.arange(len(whole)) if chosen is None else torch.from_numpy(chosen)
         known, _ = drop_unlabelled({name: target[rows] for name, target in targets.items()})

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import polars as pl
 
 from polytask import registry
 from polytask.data.columns import read_column_file
 from polytask.data.split import Rows, held_out_tenth, split_by, split_rows
 from polytask.data.table import column_of, read_table
-from polytask.errors import DataError, RecipeError, unknown
+from polytask.errors import DataError, RecipeError, RowError, unknown
 from polytask.recipes.schema import DataSettings, Recipe, SplitSettings
+
+SHOWN = 3
+"""Rows that cannot be used and are shown with what is wrong."""
+
+Read = TypeVar("Read")
 
 
 @dataclass
@@ -26,13 +32,17 @@ class Sheet:
         name: What errors call it.
         frame: Its rows.
         parts: Row numbers of ``train``, ``validation`` or ``test``; None stands for all rows.
+        skip: Whether rows that cannot be used leave the parts, instead of being an error.
         sizes: Height and width of each row's image ``[rows, 2]``, if its images come from one column of files.
+        bad: Rows that have left the parts, from 0, with what is wrong with each.
     """
 
     name: str
     frame: pl.DataFrame
     parts: dict[str, Rows | None]
+    skip: bool = False
     sizes: Rows | None = None
+    bad: dict[int, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -43,6 +53,43 @@ class Sheet:
         """The rows of one part."""
         chosen = self.parts[part]
         return self.frame if chosen is None else self.frame[chosen]
+
+    def read(self, work: Callable[[], Read]) -> Read:
+        """What ``work`` makes of the rows; where bad ones are skipped, it runs again without those that it names.
+
+        Raises:
+            DataError: as ``work`` does, with the name of the sheet; or if no row of a part is left.
+        """
+        try:
+            return work()
+        except RowError as error:
+            if not self.skip:
+                raise DataError(f"{self.name}: {error}") from None
+            self.leave_out(error.rows)
+        except DataError as error:
+            raise DataError(f"{self.name}: {error}") from None
+        return self.read(work)
+
+    def leave_out(self, rows: Mapping[int, str]) -> None:
+        """Take rows out of the parts. A usable row stands in for each, so that all others keep their numbers."""
+        self.bad |= rows
+        usable = np.setdiff1d(np.arange(self.frame.height), list(self.bad))
+        for part, chosen in self.parts.items():
+            left = usable if chosen is None else chosen[np.isin(chosen, usable)]
+            if len(left) == 0:
+                raise DataError(f"{self.name}: no row of '{part}' can be used. {self.told}")
+            self.parts[part] = left
+        stand_ins = np.arange(self.frame.height)
+        stand_ins[list(self.bad)] = usable[0]
+        self.frame = self.frame[stand_ins]
+        self.sizes = None if self.sizes is None else self.sizes[stand_ins]
+
+    @property
+    def told(self) -> str:
+        """How many rows were left out, and what is wrong with the first ones."""
+        first = [f"Record {row + 1}, {self.bad[row]}." for row in sorted(self.bad)[:SHOWN]]
+        more = " ..." if len(self.bad) > SHOWN else ""
+        return f"Skipped {len(self.bad):,} of {self.frame.height:,} rows that cannot be used. {' '.join(first)}{more}"
 
 
 @dataclass(frozen=True)
@@ -70,13 +117,13 @@ class Loaded:
     """All rows, and what the data set itself says about its columns.
 
     Args:
-        groups: One group where tasks share rows, else one a task.
-        inputs: Kinds of input columns as a built-in data set states them, or None.
+        groups: One group for each entry of ``data.tables``; else one.
+        inputs: How a built-in data set says that its input columns are read, or None.
         split_columns: Columns that only said which part a row belongs to.
     """
 
     groups: tuple[Group, ...]
-    inputs: Mapping[str, str] | None
+    inputs: Mapping[str, Any] | None
     split_columns: frozenset[str]
 
 
@@ -89,31 +136,54 @@ def load_frames(recipe: Recipe) -> Loaded:
     """
     settings, tasks = recipe.data, tuple(recipe.tasks)
     if settings.tables is None:
-        sheets, inputs = _read(settings, recipe)
+        sheets, inputs = _read(settings, recipe, settings.on_bad == "skip")
         by = frozenset({settings.split.by} if settings.split.by else ())
         return Loaded((Group(tasks, sheets, settings.weight),), inputs, by)
-    for name in settings.tables:
-        if name not in tasks:
-            raise RecipeError(f"data.tables: {unknown('task', name, tasks)}")
-    for name in tasks:
-        if name not in settings.tables:
-            raise RecipeError(f"Task '{name}' has no table. data.tables has: {', '.join(settings.tables)}.")
-    tables = {task: settings.tables[task] for task in tasks}
-    groups = tuple(Group((task,), _read(s, recipe)[0], s.weight or settings.weight) for task, s in tables.items())
-    return Loaded(groups, None, frozenset(s.split.by for s in tables.values() if s.split.by))
+    served = _served(settings.tables, tasks)
+    groups = tuple(
+        Group(
+            own,
+            _read(entry, recipe, (entry.on_bad or settings.on_bad) == "skip")[0],
+            entry.weight or settings.weight,
+        )
+        for own, entry in ((own, settings.tables[name]) for name, own in served.items())
+    )
+    return Loaded(groups, None, frozenset(s.split.by for s in settings.tables.values() if s.split.by))
 
 
-def _read(settings: DataSettings, recipe: Recipe) -> tuple[list[Sheet], Mapping[str, str] | None]:
+def _served(tables: Mapping[str, DataSettings], tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The tasks of each table, in the order of the tasks."""
+    entry_of: dict[str, str] = {}
+    for name, entry in tables.items():
+        for task in entry.tasks or (name,):
+            if task not in tasks:
+                more = "" if entry.tasks else " An entry of another name lists its tasks: tasks: [...]."
+                raise RecipeError(f"data.tables: {unknown('task', task, tasks)}{more}")
+            if task in entry_of:
+                raise RecipeError(
+                    f"data.tables: task '{task}' is in '{entry_of[task]}' and in '{name}'. A task has one table."
+                )
+            entry_of[task] = name
+    for task in tasks:
+        if task not in entry_of:
+            raise RecipeError(f"Task '{task}' has no table. data.tables has: {', '.join(tables)}.")
+    names = dict.fromkeys(entry_of[task] for task in tasks)
+    return {name: tuple(task for task in tasks if entry_of[task] == name) for name in names}
+
+
+def _read(settings: DataSettings, recipe: Recipe, skip: bool) -> tuple[list[Sheet], Mapping[str, Any] | None]:
     if settings.dataset is not None:
         frames = registry.build("datasets", settings.dataset, {"root": settings.root} if settings.root else {})
-        sheets = [Sheet(f"{settings.dataset} ({part})", frame, {part: None}) for part, frame in frames.items()]
+        sheets = [Sheet(f"{settings.dataset} ({part})", frame, {part: None}, skip) for part, frame in frames.items()]
         tenth = settings.split == SplitSettings()
         return _hold_out(sheets, settings, recipe, tenth=tenth), dataset_facts(settings.dataset).get("inputs")
     if settings.table is not None:
         frame = read_file(settings, settings.table)
-        return [Sheet(settings.table, frame, _divide(frame, settings, recipe))], None
+        return [Sheet(settings.table, frame, _divide(frame, settings, recipe), skip)], None
     named = {"train": settings.train, "validation": settings.validation, "test": settings.test}
-    sheets = [Sheet(path, read_file(settings, path), {part: None}) for part, path in named.items() if path is not None]
+    sheets = [
+        Sheet(path, read_file(settings, path), {part: None}, skip) for part, path in named.items() if path is not None
+    ]
     return _hold_out(sheets, settings, recipe), None
 
 

@@ -16,6 +16,7 @@ from polytask.evaluation import DecisionSettings, IndexSettings
 from polytask.training.settings import TrainingSettings
 
 FORMATS = ("auto", "conll")
+ON_BAD = ("error", "skip")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class DataSettings:
         train: File of the training rows.
         validation: File of the validation rows; a share of ``train`` if left out.
         test: File of the test rows.
-        tables: One entry like this for each task, where tasks have different rows.
+        tables: One entry like this for each task, where tasks have different rows. An entry that serves several
+            tasks names them in ``tasks`` and may have any name.
+        tasks: In an entry of ``tables``: the tasks of its rows; the one that the entry is named after if left out.
         root: Folder with the files of ``dataset``, if you have them; nothing is fetched then.
         format: ``auto`` (by the file's ending) or ``conll``: a line for each word with its tags in ``columns``, an
             empty line between texts.
@@ -62,6 +65,8 @@ class DataSettings:
         header: Whether a CSV starts with the column names; without, columns are ``column_1``, ``column_2``, ...
         separator: Between the fields of a CSV.
         na: What stands for a missing value in a CSV.
+        on_bad: What to do with a row that cannot be used, such as a number that does not parse, an image that cannot be
+            read, or tags that break their scheme: ``error`` (the default), or ``skip`` it with a warning that counts.
         split: How rows are divided.
         weight: Column with a weight for every row, or one for each task.
     """
@@ -73,12 +78,14 @@ class DataSettings:
     validation: str | None = None
     test: str | None = None
     tables: Mapping[str, DataSettings] | None = None
+    tasks: Sequence[str] = ()
     root: str | None = None
     format: str = "auto"
     columns: Sequence[str] = ()
     header: bool = True
     separator: str = ","
     na: Sequence[str] = NA
+    on_bad: str | None = None
     split: SplitSettings = field(default_factory=SplitSettings)
     weight: str | Mapping[str, str] | None = None
 
@@ -91,6 +98,8 @@ class DataSettings:
             raise RecipeError("data.validation and data.test go with data.train; found no data.train.")
         if self.format not in FORMATS:
             raise RecipeError(f"data.format: {unknown('format', self.format, FORMATS)}")
+        if self.on_bad is not None and self.on_bad not in ON_BAD:
+            raise RecipeError(f"data.on_bad: {unknown('way', self.on_bad, ON_BAD)}")
         if (self.format == "conll") != bool(self.columns):
             raise RecipeError("data.columns and data.format: conll go together: columns: [words, tags] names them.")
 
@@ -160,6 +169,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise RecipeError("A recipe needs at least one task, such as tasks: {income: {type: binary}}.")
+        if self.data.tasks:
+            raise RecipeError(
+                "data.tasks says which tasks an entry of data.tables serves, as in data: {tables: {news: {table: "
+                "news.parquet, tasks: [topic, length]}}}. Leave it out where all tasks share rows."
+            )
         for name, options in self.tasks.items():
             if "type" not in options:
                 raise RecipeError(f"tasks.{name} has no type. Say for example {name}: {{type: binary}}.")

@@ -76,10 +76,10 @@ class Predictor:
         return self.preprocessor.inputs(as_frame(data))
 
     def located(self, frame: pl.DataFrame, folder: Path) -> pl.DataFrame:
-        """A table whose relative paths of images, inputs and masks, are taken from a folder."""
-        inputs = () if self.preprocessor is None else self.preprocessor.schema.images
+        """A table whose relative paths of images and sounds, inputs and masks, are taken from a folder."""
+        schema = TableSchema() if self.preprocessor is None else self.preprocessor.schema
         masks = [name for t in self.model.tasks.values() if t.target.form == "mask" for name in target_columns(t)]
-        return with_folder(frame, [*(image.name for image in inputs), *masks], folder)
+        return with_folder(frame, [*(c.name for c in schema.images), *(c.name for c in schema.sounds), *masks], folder)
 
     def raw(self, data: Any, tasks: Sequence[str] | None = None, batch_size: int = 8192) -> dict[str, Tensor]:
         """Raw outputs by task, ``[rows, ...]``, on the CPU."""

@@ -138,12 +138,15 @@ def _one_by_one(bank: Experts, inputs: Tensor) -> Tensor:
 def _run_chain(chain: Chain, state: dict[str, Tensor], z: Tensor, count: int) -> Tensor:
     """The chain on ``[rows, ..., d]`` that all experts read, to ``[rows, count, ..., d]``."""
     apart = False
-    for path, layer in chain:
+    layers = [layer for _, layer in chain]
+    for (path, layer), before, after in zip(chain, [None, *layers], [*layers[1:], None], strict=False):
+        if isinstance(before, nn.Linear) and isinstance(layer, nn.ReLU):
+            continue  # done with the product
         prefix = f"{path}." if path else ""
         weight, bias = state.get(f"{prefix}weight"), state.get(f"{prefix}bias")
         if isinstance(layer, nn.Linear):
             assert weight is not None
-            z = _linear(z, weight, bias, apart)
+            z = _linear(z, weight, bias, apart, isinstance(after, nn.ReLU))
             apart = True
             continue
         if not apart and not isinstance(layer, _POINTWISE):
@@ -158,19 +161,25 @@ def _run_chain(chain: Chain, state: dict[str, Tensor], z: Tensor, count: int) ->
     return z if apart else z.unsqueeze(1).expand(-1, count, *z.shape[1:])
 
 
-def _linear(z: Tensor, weight: Tensor, bias: Tensor | None, apart: bool) -> Tensor:
-    """Weights ``[count, out, in]`` on ``[rows, ..., in]``, or on ``[rows, count, ..., in]`` if ``apart``."""
+def _linear(z: Tensor, weight: Tensor, bias: Tensor | None, apart: bool, rectify: bool) -> Tensor:
+    """Weights ``[count, out, in]`` on ``[rows, ..., in]``, or on ``[rows, count, ..., in]`` if ``apart``.
+
+    With ``rectify`` a ReLU follows, in place: nobody else reads the product, and memory of its size is dear.
+    """
     count, out = weight.shape[:2]
     if not apart:
         # All experts read the same rows: one product as wide as all of them.
         wide = functional.linear(z, weight.flatten(0, 1), None if bias is None else bias.flatten())
+        wide = wide.relu_() if rectify else wide
         return wide.view(*wide.shape[:-1], count, out).movedim(-2, 1)
     if count == 1:
         # A single expert is a plain layer; a batched product would lay its gradient out across the weights.
-        return functional.linear(z, weight[0], None if bias is None else bias[0])
+        only = functional.linear(z, weight[0], None if bias is None else bias[0])
+        return only.relu_() if rectify else only
     rows = z.transpose(0, 1).flatten(1, -2)
     turned = weight.transpose(1, 2)
     found = torch.bmm(rows, turned) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, turned)
+    found = found.relu_() if rectify else found
     return found.view(count, z.shape[0], *z.shape[2:-1], out).transpose(0, 1)
 
 

@@ -12,6 +12,7 @@ from polytask.errors import RecipeError
 from polytask.sharing.base import NeedsExample
 from polytask.sharing.experts import Experts, dense_chain
 from polytask.sharing.layers import per_task, task_key
+from polytask.sharing.mixed import mixed
 from polytask.sharing.parts import Block, Parts, quietly
 
 MakeGate = Callable[[int, int], nn.Module]
@@ -86,33 +87,41 @@ class Level(nn.Module):
         # One product a task: a joint one would hand every task's experts a gradient of zeros from the others.
         return {task: self.private[task_key(task)](z) for task, z in states.items()} if self.private else {}
 
-    def mix(self, task: str, state: Tensor, shared: Tensor, own: Tensor | None) -> Tensor:
-        """A task's mixture of the shared experts and its own, weighed by what its gate makes of ``state``."""
-        weights = self.gates[task_key(task)](gate_vector(state, self.gate_input))
+    def mix(
+        self, states: Mapping[str, Tensor], shared: Mapping[str, Tensor], own: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Each task's mixture of the shared experts and its own, weighed by what its gate makes of its state.
+
+        Args:
+            states: What the gates of the tasks to mix for read.
+            shared: The shared experts' outputs as each task sees them, ``[rows, experts, ...]``.
+            own: Those of its own experts, of tasks that have some.
+        """
+        outs = {task: torch.cat([shared[task], own[task]], 1) if task in own else shared[task] for task in states}
+        readers: dict[int, list[str]] = {}
+        for task, seen in outs.items():
+            readers.setdefault(id(seen), []).append(task)
+        found: dict[str, Tensor] = {}
+        for tasks in readers.values():
+            weights = [self._weights(task, states[task]) for task in tasks]
+            found.update(zip(tasks, mixed(outs[tasks[0]], weights), strict=True))
+        return {task: found[task] for task in states}
+
+    def _weights(self, task: str, state: Tensor) -> Tensor:
+        weights: Tensor = self.gates[task_key(task)](gate_vector(state, self.gate_input))
         self._note(task, weights)
-        return mixed(weights, shared if own is None else torch.cat([shared, own], 1))
+        return weights
 
     def mix_for_shared(self, state: Tensor, shared: Tensor, own: Mapping[str, Tensor]) -> Tensor:
         """The mixture of all experts, for the shared experts of the level above."""
         assert self.shared_gate is not None
         weights = self.shared_gate(gate_vector(state, self.gate_input))
-        return mixed(weights, torch.cat([shared, *own.values()], 1))
+        return mixed(torch.cat([shared, *own.values()], 1), [weights])[0]
 
     def _note(self, task: str, weights: Tensor) -> None:
         # A compiled or exported graph for inference must not write to the model.
         if self.training or not torch.compiler.is_compiling():
             self.seen[task] = weights.detach()
-
-
-def mixed(weights: Tensor, outs: Tensor) -> Tensor:
-    """The weighted sum of experts: ``[rows, experts]`` and ``[rows, experts, ...]`` to ``[rows, ...]``.
-
-    Example:
-        >>> mixed(torch.tensor([[0.5, 0.5]]), torch.tensor([[[2.0], [4.0]]]))
-        tensor([[3.]])
-    """
-    # A few weights a row: a reduction is several times as fast here as a batched product of tiny matrices.
-    return (weights.unsqueeze(-1).to(outs) * outs.flatten(2)).sum(1).view(len(outs), *outs.shape[2:])
 
 
 def gate_vector(state: Tensor, how: str) -> Tensor:

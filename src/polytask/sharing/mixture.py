@@ -86,26 +86,22 @@ class Mixture(Sharing):
             shared, own = level.run_shared(common), level.run_private(entered)
             common = level.mix_for_shared(common, shared, own)
             if level is not lower[-1]:
-                entered = {task: level.mix(task, entered[task], shared, own.get(task)) for task in self._tasks}
+                entered = level.mix(entered, dict.fromkeys(self._tasks, shared), own)
                 ends = {_of("state", task): entered[task] for task in tasks}
         ends |= {"experts": last.run_shared(common), "before": shared}
         ends |= {_of("before", task): own[task] for task in tasks if own}
         found = tap(ends)
-        states = {}
-        for task in tasks:
-            at = found[task]
-            came = at[_of("state", task)] if len(lower) > 1 else at.get("state", state)
-            states[task] = lower[-1].mix(task, came, at["before"], at.get(_of("before", task)))
-        outs = last.run_private(states)
-        return {task: last.mix(task, states[task], found[task]["experts"], outs.get(task)) for task in tasks}
+        came = {t: found[t][_of("state", t)] if len(lower) > 1 else found[t].get("state", state) for t in tasks}
+        before = {task: found[task][_of("before", task)] for task in tasks if own}
+        states = lower[-1].mix(came, {task: found[task]["before"] for task in tasks}, before)
+        return last.mix(states, {task: found[task]["experts"] for task in tasks}, last.run_private(states))
 
     def _one_level(
         self, level: Level, state: Tensor, tasks: Sequence[str], ends: dict[str, Tensor], tap: Tap
     ) -> dict[str, Tensor]:
         found = tap({"experts": level.run_shared(state), **ends})
         states = {task: found[task].get("state", state) for task in tasks}
-        own = level.run_private(states)
-        return {task: level.mix(task, states[task], found[task]["experts"], own.get(task)) for task in tasks}
+        return level.mix(states, {task: found[task]["experts"] for task in tasks}, level.run_private(states))
 
     def task_parameters(self, task: str) -> Iterable[nn.Parameter]:
         """Those of the task's gates and experts that no other task's features depend on.

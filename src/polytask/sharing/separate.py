@@ -25,8 +25,8 @@ class Separate(Sharing):
         encoder: Maps inputs to features.
         reset: Whether copies draw initial weights of their own: ``reset_parameters`` is called on each
             module of a copy that has it, inner modules first. A warning names modules that have
-            parameters but no such method; these start from equal weights. False starts all networks from
-            the given weights, as is wanted for a pretrained encoder.
+            parameters but no such method; these start from equal weights. Pretrained weights are kept in any
+            case (``keep_weights``). False starts all networks from the given weights.
 
     Example:
         >>> import torch
@@ -82,10 +82,25 @@ class Separate(Sharing):
         return self.encoders[task_key(task)]
 
 
+def keep_weights(module: nn.Module) -> nn.Module:
+    """Note that a module's weights are pretrained, so that copies of it or of its parts start from them.
+
+    Example:
+        >>> reset_parameters(keep_weights(nn.PReLU()))
+        []
+    """
+    for part in module.modules():
+        object.__setattr__(part, _PRETRAINED, True)
+    return module
+
+
+_PRETRAINED = "_polytask_pretrained"
+
+
 def reset_parameters(module: nn.Module) -> list[str]:
     """Draw new initial weights; return the kinds of modules that have parameters but cannot.
 
-    A module that holds others comes after them, so that its own initialisation wins.
+    A module that holds others comes after them, so that its own initialisation wins. Pretrained ones stay as they are.
 
     Example:
         >>> reset_parameters(nn.Sequential(nn.Linear(2, 2), nn.PReLU()))
@@ -94,6 +109,8 @@ def reset_parameters(module: nn.Module) -> list[str]:
     kept = []
     done: set[int] = set()
     for name, part in reversed(list(module.named_modules())):
+        if hasattr(part, _PRETRAINED):
+            continue
         # torch's attention and transformer modules spell it with an underscore.
         reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
         if callable(reset):

@@ -58,17 +58,17 @@ def logistic(raw: Tensor, target: Tensor, negative: float, positive: Tensor | fl
         Losses, the same shape.
     """
     if not gamma:
-        return _plain_logistic(raw, target, negative, positive)
+        return _plain_logistic(raw, target, negative, positive, "none")
     of_one, of_zero = functional.logsigmoid(raw), functional.logsigmoid(-raw)
     of_one, of_zero = _focus(of_zero.exp(), gamma) * of_one, _focus(of_one.exp(), gamma) * of_zero
     return -(positive * target * of_one + negative * (1 - target) * of_zero)
 
 
-def _plain_logistic(raw: Tensor, target: Tensor, negative: float, positive: Tensor | float) -> Tensor:
+def _plain_logistic(raw: Tensor, target: Tensor, negative: float, positive: Tensor | float, reduction: str) -> Tensor:
     # One fused kernel in place of a dozen small ones, which a step of a small model would feel.
     ratio = positive / negative
     weight = ratio if isinstance(ratio, Tensor) else None if ratio == 1 else constant((ratio,), raw)
-    losses = functional.binary_cross_entropy_with_logits(raw, target, pos_weight=weight, reduction="none")
+    losses = functional.binary_cross_entropy_with_logits(raw, target, pos_weight=weight, reduction=reduction)
     return losses if negative == 1 else negative * losses
 
 
@@ -101,6 +101,13 @@ class BinaryLoss:
             target = target * (1 - self.smoothing) + self.smoothing / 2
         return logistic(raw, target, *self.weights, self.gamma)
 
+    def mean(self, raw: Tensor, target: Tensor) -> Tensor:
+        """The mean over rows, a scalar: one kernel and one node of the graph where that can be."""
+        if self.gamma or self.smoothing:
+            return self(raw, target).mean()
+        raw = upcast(raw)
+        return _plain_logistic(raw, target.to(raw.dtype), *self.weights, "mean")
+
 
 @dataclass(frozen=True)
 class MulticlassLoss:
@@ -126,7 +133,7 @@ class MulticlassLoss:
     def __call__(self, raw: Tensor, target: Tensor) -> Tensor:
         """Losses ``[rows]`` of logits ``[rows, k]`` and targets ``[rows]`` (class) or ``[rows, k]`` (distribution)."""
         raw = upcast(raw)
-        if not self.gamma and not self.smoothing and not target.is_floating_point():
+        if self._plain(target):
             weights = None if self.weights is None else constant(self.weights, raw)
             return functional.cross_entropy(raw, target.long(), weights, reduction="none")
         terms = -raw.log_softmax(-1)
@@ -139,6 +146,16 @@ class MulticlassLoss:
         else:
             own = terms.gather(-1, target.long().unsqueeze(-1)).squeeze(-1)
         return own if self.smoothing == 0 else (1 - self.smoothing) * own + self.smoothing * terms.mean(-1)
+
+    def _plain(self, target: Tensor) -> bool:
+        return not self.gamma and not self.smoothing and not target.is_floating_point()
+
+    def mean(self, raw: Tensor, target: Tensor) -> Tensor:
+        """The mean over rows, a scalar: one kernel and one node of the graph where that can be."""
+        # With class weights PyTorch's mean divides by their sum, not by the rows.
+        if self.weights is None and self._plain(target):
+            return functional.cross_entropy(upcast(raw), target.long())
+        return self(raw, target).mean()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,13 @@ from polytask.errors import RecipeError
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 """Maps raw outputs ``[rows, ...]`` and labelled targets ``[rows, ...]`` to losses ``[rows]``."""
 
+
+def mean_loss(loss: PerExampleLoss, raw: Tensor, targets: Tensor) -> Tensor:
+    """The mean of the rows' losses; a loss may have a method ``mean`` that is faster than its rows' mean."""
+    mean = getattr(loss, "mean", None)
+    return loss(raw, targets).mean() if mean is None else mean(raw, targets)
+
+
 UNKNOWN_WIDTH = 0
 """``HeadSpec.outputs`` of a task whose classes have not been seen yet; no head can be built from it."""
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from polytask.balancing.types import Engine
 from polytask.data.mixing import Mixer
@@ -22,6 +21,7 @@ from polytask.models import MultiTaskModel
 from polytask.training.augment import Augment
 from polytask.training.callbacks import Callback
 from polytask.training.conflicts import ConflictLog
+from polytask.training.optim import Schedule, drop_gradients
 from polytask.training.partial import Anchor, PartialUpdates
 from polytask.training.recorder import Recorder
 from polytask.training.rounds import Rounds
@@ -47,7 +47,7 @@ class Loop:
         validation: Sources that are evaluated after an epoch; may be empty.
         engine: Fills ``.grad``.
         optimizer: Steps the model's parameters.
-        schedule: Steps the learning rate.
+        schedule: Sets the learning rates.
         runtime: Device, precision, processes.
         settings: How to train.
         partial: What each step touches and leaves alone.
@@ -63,7 +63,7 @@ class Loop:
         validation: Sequence[Source],
         engine: Engine,
         optimizer: Optimizer,
-        schedule: LRScheduler,
+        schedule: Schedule,
         runtime: Runtime,
         settings: TrainingSettings,
         partial: PartialUpdates,
@@ -134,8 +134,8 @@ class Loop:
 
     def _train_step(self) -> None:
         parts = self.rounds.draw(self.step)
-        rate = max(self.schedule.get_last_lr())
-        self.optimizer.zero_grad(set_to_none=True)
+        rate = self.schedule.set(self.step)
+        drop_gradients(self.optimizer)
         self.anchor.look(self.step)
         turn, hold = self.partial.step(self.step)
         micro = self.builder.build(parts, turn.tasks) if hold.leaves_any else []
@@ -152,9 +152,6 @@ class Loop:
                 self.engine.after_step(micro)
                 conflict |= self.conflicts.look(self.step + 1, report)
                 self.recorder.add(report, epoch=self.epoch + 1, step=self.step + 1, lr=rate, **conflict)
-            else:
-                self.optimizer.step()  # without any gradient nothing moves; the schedule wants to have seen it
-        self.schedule.step()
         self.step += 1
         if self.recorder.is_due:
             self.flush()
@@ -210,7 +207,6 @@ class Loop:
             "stop_reason": self.stop_reason,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": {"last_epoch": self.step},
             "engine": self.engine.state_dict(),
             "mixer": self.rounds.state_dict(self.step),
             "anchor": self.anchor.state_dict(),
@@ -257,7 +253,6 @@ class Loop:
         self.step, self.stop_reason, self.history = state["step"], state["stop_reason"], state["history"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self._restore_schedule(state["schedule"])
         self.engine.load_state_dict(state["engine"])
         self.rounds.load_state_dict(state["mixer"], self.step)
         self.anchor.load_state_dict(state["anchor"])
@@ -269,11 +264,6 @@ class Loop:
             if name in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][name])
         set_random_state(state["random"][self.runtime.rank])
-
-    def _restore_schedule(self, state: Mapping[str, Any]) -> None:
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.schedule.last_epoch = state["last_epoch"]
-        self.schedule._last_lr = rates  # LRScheduler.load_state_dict does the same assignment
 
     def _should_stop(self) -> bool:
         if self.runtime.world == 1:

@@ -59,9 +59,9 @@ class Recorder:
 
     def _numbers(self) -> list[dict[str, float]]:
         named = [_named(report) for _, report in self._waiting]
-        flat = [tensor.detach().reshape(()) for values in named for tensor in values.values()]
+        flat = [tensor if tensor.dim() == 0 else tensor.reshape(()) for of in named for tensor in of.values()]
         # Stacked first: one conversion in place of one for every number.
-        numbers = iter(torch.stack(_same_device(flat)).double().tolist() if flat else [])
+        numbers = iter(torch.stack(_same_device(flat)).tolist() if flat else [])
         return [{name: next(numbers) for name in values} for values in named]
 
     def _count(self, task: str, loss: float, facts: Mapping[str, Any]) -> None:
@@ -100,4 +100,4 @@ def _named(report: StepReport) -> dict[str, torch.Tensor]:
 def _same_device(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     """Losses lie on the device, solved weights on the CPU: stack needs one place."""
     target = next((t.device for t in tensors if not t.is_cpu), tensors[0].device)
-    return [t.to(target, non_blocking=True) for t in tensors]
+    return [t if t.device == target else t.to(target, non_blocking=True) for t in tensors]

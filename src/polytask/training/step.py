@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from polytask.data.batch import Batch, first_tensor, map_tensors
 from polytask.data.mixing import Part
 from polytask.errors import DataError, unknown
 from polytask.models import MultiTaskModel
-from polytask.tasks.task import labelled
+from polytask.tasks.task import labelled, mean_loss
 from polytask.training.augment import Augment
 from polytask.training.optim import parameter_penalty
 from polytask.training.partial import Anchor
@@ -108,7 +108,7 @@ class StepBuilder:
                 raise DataError(f"The batch has targets for a task that the model lacks. {self._unknown(name)}")
         if self.augment is not None:
             # Before labels are counted, because boxes may leave an image.
-            moved = Batch(self._move(batch.inputs), batch.targets, batch.weights)
+            moved = replace(batch, inputs=self._move(batch.inputs))
             batch = self.augment(moved)
         # Several processes need the same number of micro-batches, even if a share is empty on one of them.
         pieces = self.halves * self.accumulate
@@ -126,7 +126,7 @@ class StepBuilder:
         inputs = batch.inputs
         if self.input_noise:
             inputs = map_tensors(inputs, self._noisy)
-        return Batch(self._move(inputs), batch.targets, batch.weights)
+        return replace(batch, inputs=self._move(inputs))
 
     def _noisy(self, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
@@ -151,7 +151,7 @@ class StepBuilder:
         found = {}
         for task in sorted(batch.targets, key=self._order.__getitem__):
             targets, weights = batch.targets[task], batch.weights.get(task)
-            known = None if _all_labelled(targets) else labelled(targets)
+            known = None if task in batch.complete or _all_labelled(targets) else labelled(targets)
             if known is None or known.all():
                 found[task] = Labelled(targets, None, weights)
             else:
@@ -181,7 +181,7 @@ class StepBuilder:
         """What a task's labelled rows count together: rows, their weights, or the units that they hold."""
         units = self.model.tasks[task].units
         if units is None:
-            return len(label.targets) if label.weights is None else label.weights.sum(dtype=torch.float64).item()
+            return label.targets.shape[0] if label.weights is None else label.weights.sum(dtype=torch.float64).item()
         of_rows = units(label.targets).double()
         return (of_rows.sum() if label.weights is None else of_rows @ label.weights.double()).item()
 
@@ -200,11 +200,11 @@ class StepBuilder:
 
     def _share(self, task: str, raw: Tensor, label: Labelled, total: float) -> Tensor:
         chosen = raw if label.rows is None else raw.index_select(0, label.rows)
-        losses = self.model.tasks[task].loss(chosen, label.targets)
-        if label.weights is not None:
-            losses = losses * label.weights
-        # The mean is one node of the graph where the sum and the quotient are two.
-        return losses.mean() if len(losses) == total and label.weights is None else losses.sum() / total
+        loss = self.model.tasks[task].loss
+        if label.weights is None and label.targets.shape[0] == total:
+            return mean_loss(loss, chosen, label.targets)
+        losses = loss(chosen, label.targets)
+        return (losses if label.weights is None else losses * label.weights).sum() / total
 
     def _penalty(self, part: float, first: bool) -> Tensor | None:
         """Penalties of a forward weigh as its part of the step's rows; those of the weights come once a step.
@@ -223,10 +223,10 @@ class StepBuilder:
 
 
 def _only(batch: Batch, tasks: Collection[str]) -> Batch:
-    return Batch(
-        batch.inputs,
-        {task: values for task, values in batch.targets.items() if task in tasks},
-        {task: values for task, values in batch.weights.items() if task in tasks},
+    return replace(
+        batch,
+        targets={task: values for task, values in batch.targets.items() if task in tasks},
+        weights={task: values for task, values in batch.weights.items() if task in tasks},
     )
 
 

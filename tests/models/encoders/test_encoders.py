@@ -140,7 +140,7 @@ def test_tabular_refuses_wrong_options(options, message):
 
 
 def test_tabular_refuses_wrong_tables_and_inputs():
-    with pytest.raises(DataError, match="array columns: face"):
+    with pytest.raises(DataError, match="other columns: face"):
         Tabular(TableSchema(SCHEMA.numbers, (), {"face": (3, 8, 8)}))
     with pytest.raises(DataError, match="at least one number or category"):
         Tabular(TableSchema())

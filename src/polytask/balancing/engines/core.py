@@ -22,6 +22,8 @@ PLACES = ("parameters", "last", "features")
 RESCALES = ("none", "mean", "sum")
 ACCUMULATES = ("exact", "micro")
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "rmsprop": "RMSprop"}
+FUSED = ("adam", "adamw", "sgd")
+"""Those that PyTorch has as one kernel."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ def own_optimizer(balancer: Balancer, given: Mapping[str, Any] | None) -> torch.
         raise BalancerError(f"optimizer: {unknown('optimizer', name, OPTIMIZERS)}")
     # AdamW decays by default; decay would pull learned weights towards a value that means nothing.
     options.setdefault("weight_decay", 0.0)
+    if name in FUSED and not {"fused", "foreach"} & options.keys():
+        # One kernel in place of eight; a step of a small model feels them.
+        options["fused"] = all(p.device.type in ("cpu", "cuda") for p in learned)
     try:
         made: torch.optim.Optimizer = getattr(torch.optim, OPTIMIZERS[name])(learned, **options)
     except TypeError as error:
@@ -125,9 +130,7 @@ class BaseEngine(ABC):
         """Let the method look again, then step its own optimizer."""
         if self._fresh:
             self.balancer.after_step(lambda: self.look_again(micro))
-            if self.own is not None:
-                self.own.step()
-                self.own.zero_grad(set_to_none=True)
+            self.step_own()
 
     def look_again(self, micro: Sequence[MicroBatch]) -> dict[str, Tensor]:
         """Losses of the same micro-batches with the present parameters, and no trace of having looked."""
@@ -209,11 +212,21 @@ class BaseEngine(ABC):
         total = self.reduced(total).cpu()
         return None if total[-1] > 0 else total[:-1].view(count, count)
 
+    def step_own(self) -> None:
+        """Step the method's own Parameters along the gradients that ``learn`` left, and drop these."""
+        if self.own is not None:
+            self.own.step()
+            for parameter in self.balancer.parameters():
+                parameter.grad = None
+
     def learn(self, objective: Tensor | None) -> None:
         """Gradients of the method's own Parameters; ``after_step`` steps them."""
         if objective is not None and self.own is not None:
-            self.own.zero_grad(set_to_none=True)
-            objective.backward()  # type: ignore[no-untyped-call]
+            learned = list(self.balancer.parameters())
+            for parameter, gradient in zip(
+                learned, torch.autograd.grad(objective, learned, allow_unused=True), strict=True
+            ):
+                parameter.grad = gradient
 
     def reduced(self, tensor: Tensor) -> Tensor:
         """The sum over processes."""
@@ -304,8 +317,17 @@ class Sums:
 
     def stack(self, tasks: Sequence[str]) -> Tensor:
         """One vector in the order of ``tasks``, float32 or better."""
-        stacked = torch.stack([self.values[task] for task in tasks])
-        return stacked if stacked.dtype == torch.float64 else stacked.float()
+        return full(joined(self.values, tasks))
+
+
+def joined(losses: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
+    """The losses of those ``tasks`` that have one, as one tensor."""
+    return torch.stack([losses[task] for task in tasks if task in losses])
+
+
+def full(losses: Tensor) -> Tensor:
+    """Losses in float32 or better."""
+    return losses if losses.dtype == torch.float64 else losses.float()
 
 
 def merged(reports: Sequence[StepReport]) -> StepReport:

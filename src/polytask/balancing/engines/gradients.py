@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.balancing.base import GramianWeighting
-from polytask.balancing.engines.core import BaseEngine, Sums
+from polytask.balancing.engines.core import BaseEngine, Sums, joined
 from polytask.balancing.engines.heads import plain_tap
 from polytask.balancing.engines.jacobian import add_gradient
 from polytask.balancing.engines.losses import backward_weighted
@@ -33,7 +33,8 @@ class GradientEngine(BaseEngine):
         for batch in micro:
             losses = self.check_losses(batch, batch.forward(plain_tap))
             total.add(losses)
-            backward_weighted(losses, {task: torch.ones_like(loss) for task, loss in losses.tasks.items()})
+            root = joined(losses.tasks, tuple(losses.tasks))
+            backward_weighted(losses, root, torch.ones_like(root))
         tasks = tuple(task for task in self.balancer.tasks if task in total.values)
         return report(tasks, self.reduced(total.stack(tasks)), None)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from polytask.balancing.base import LossWeighting
-from polytask.balancing.engines.core import BaseEngine, Sums
+from polytask.balancing.engines.core import BaseEngine, Sums, full, joined
 from polytask.balancing.engines.halves import Halves
 from polytask.balancing.engines.heads import plain_tap
 from polytask.balancing.types import Losses, MicroBatch, StepReport
@@ -24,44 +24,55 @@ class LossEngine(BaseEngine):
 
     balancer: LossWeighting
 
+    def kept_weights(self, tasks: tuple[str, ...]) -> Tensor | None:
+        """The weights of an earlier step where this one reuses them; always if they never change."""
+        if self.balancer.fixed_weights and self._kept is not None and self._kept[0] == tasks:
+            return self._kept[1]
+        return super().kept_weights(tasks)
+
     def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
         """Forward, weights, backward."""
-        total, waiting, values = Sums(), None, None
         weights = self.kept_weights(tasks)
         if weights is None and self.balancer.halves:
             self._look_ahead(micro, tasks)
-        if weights is None:
-            if len(micro) == 1:
-                waiting = self.check_losses(micro[0], micro[0].forward(plain_tap))
-                total.add(waiting)
-                values = self.reduced(total.stack(tasks))
-                weights = self._weigh(values, tasks)
-            elif self.balancer.needs_losses:
-                weights = self._weigh(self.reduced(self._first_look(micro, tasks)), tasks)
-            else:
-                unread = torch.full((len(tasks),), torch.nan, device=self._device())
-                weights = self._weigh(unread, tasks)
-            self.keep(tasks, weights)
-        by_task = dict(zip(tasks, weights.unbind(), strict=True))
-        for batch in micro:
-            losses = waiting
-            if losses is None:
-                losses = self.check_losses(batch, batch.forward(plain_tap))
-                total.add(losses)
-            backward_weighted(losses, by_task)
-        if values is None:
-            values = self.reduced(total.stack(tasks))
+        weights, values = self._one(micro[0], tasks, weights) if len(micro) == 1 else self._all(micro, tasks, weights)
         if self._fresh:
             self.learn(self.balancer.objective(values, tasks))
+        by_task = dict(zip(tasks, weights.unbind(), strict=True))
         return StepReport(dict(zip(tasks, values.unbind(), strict=True)), by_task)
+
+    def _one(self, batch: MicroBatch, tasks: tuple[str, ...], weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The weights and losses of a step of one micro-batch, which needs one forward."""
+        losses = self.check_losses(batch, batch.forward(plain_tap))
+        root = joined(losses.tasks, tasks)
+        values = self.reduced(full(root.detach() if losses.plain is None else joined(losses.plain, tasks)))
+        if weights is None:
+            weights = self._weigh(values, tasks)
+        backward_weighted(losses, root, weights)
+        return weights, values
+
+    def _all(
+        self, micro: Sequence[MicroBatch], tasks: tuple[str, ...], weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The weights and losses of a step of several micro-batches."""
+        total = Sums()
+        if weights is None and self.balancer.needs_losses:
+            weights = self._weigh(self.reduced(self._first_look(micro, tasks)), tasks)
+        elif weights is None:
+            weights = self._weigh(torch.full((len(tasks),), torch.nan, device=self._device()), tasks)
+        for batch in micro:
+            losses = self.check_losses(batch, batch.forward(plain_tap))
+            total.add(losses)
+            here = [place for place, task in enumerate(tasks) if task in losses.tasks]
+            backward_weighted(losses, joined(losses.tasks, tasks), weights[here])
+        return weights, self.reduced(total.stack(tasks))
 
     def _look_ahead(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> None:
         """Let the method try the step, and step its own Parameters before it weighs."""
         objective = self.balancer.look_ahead(Halves(self, micro, tasks), tasks)
         if objective is not None and self.own is not None:
             self.learn(objective)
-            self.own.step()
-            self.own.zero_grad(set_to_none=True)
+            self.step_own()
 
     def _weigh(self, losses: Tensor, tasks: tuple[str, ...]) -> Tensor:
         with torch.no_grad():
@@ -71,7 +82,9 @@ class LossEngine(BaseEngine):
                 f"'{type(self.balancer).__name__}' returned weights of shape {list(weights.shape)} for "
                 f"{len(tasks)} present tasks. Return one weight a task."
             )
-        return weights.to(losses.device)
+        weights = weights.to(losses.device)
+        self.keep(tasks, weights)
+        return weights
 
     def _first_look(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> Tensor:
         total = Sums()
@@ -89,10 +102,15 @@ class LossEngine(BaseEngine):
         return "weights from the losses"
 
 
-def backward_weighted(losses: Losses, weights: dict[str, Tensor]) -> None:
-    """One backward of the weighted sum and the penalty; weights go in as seeds, so no graph grows."""
-    roots = [loss for loss in losses.tasks.values() if loss.requires_grad]
-    seeds: list[Tensor] = [weights[task].to(loss) for task, loss in losses.tasks.items() if loss.requires_grad]
+def backward_weighted(losses: Losses, root: Tensor, weights: Tensor) -> None:
+    """One backward of the weighted sum and the penalty; weights go in as seeds, so no graph grows.
+
+    Args:
+        losses: Of some tasks.
+        root: The same losses, ``joined``: one root in place of one a task, each of which would cost the host a little.
+        weights: One a loss of ``root``.
+    """
+    roots, seeds = ([root], [weights.to(root)]) if root.requires_grad else ([], [])
     if losses.penalty is not None and losses.penalty.requires_grad:
         roots.append(losses.penalty)
         seeds.append(torch.ones_like(losses.penalty))

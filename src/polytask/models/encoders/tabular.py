@@ -176,10 +176,10 @@ def embedding_width(asked: str | int, sizes: Sequence[int]) -> int:
 
 
 def _check(schema: TableSchema, numbers: str, number_embedding: int | None, embedding_dropout: float) -> None:
-    if schema.pictures:
+    if schema.beside:
         raise DataError(
-            f"'tabular' reads numbers and categories; the table has array columns: {', '.join(schema.pictures)}. "
-            "Leave them out, or use an encoder for images."
+            f"'tabular' reads numbers and categories; the table has other columns: {', '.join(schema.beside)}. Leave "
+            "them out, or use an encoder for those, such as fusion."
         )
     if not schema.numbers and not schema.categories:
         raise DataError("'tabular' needs at least one number or category column; the table's inputs have none.")

@@ -1,4 +1,4 @@
-"""What encoders of texts have in common: the text they read, what their stages need of it, and how they end."""
+"""What encoders of texts and sounds share: what they read, what their stages need of it, and how they end."""
 
 from __future__ import annotations
 
@@ -31,9 +31,15 @@ class Margins:
         self._held = tensors
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._held:
-            raise RuntimeError("The stages of an encoder of texts run after its begin(inputs).")
-        return self._held[name]
+        found = self.get(name)
+        assert found is not None, name
+        return found
+
+    def get(self, name: str) -> Tensor | None:
+        """What ``begin`` set under a name, or None if it set nothing there."""
+        if not self._held:
+            raise RuntimeError("The stages of an encoder of texts or sounds run after its begin(inputs).")
+        return self._held.get(name)
 
 
 def only_text(schema: TableSchema, name: str, tokenizer: bool) -> TextColumn:
@@ -47,9 +53,8 @@ def only_text(schema: TableSchema, name: str, tokenizer: bool) -> TextColumn:
     Raises:
         DataError: if the table has other columns, or its text was cut in another way.
     """
-    others = [*(c.name for c in schema.numbers), *(c.name for c in schema.categories), *schema.pictures]
-    if len(schema.texts) != 1 or others:
-        found = listed([*(column.name for column in schema.texts), *others]) or "none"
+    if len(schema.texts) != 1 or len(schema.names) != 1:
+        found = listed(schema.names) or "none"
         raise DataError(f"'{name}' reads one text column; the inputs are: {found}. Say inputs: {{sentence: text}}.")
     column = schema.texts[0]
     if tokenizer != (column.tokenizer is not None):

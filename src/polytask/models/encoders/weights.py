@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.errors import RecipeError, listed, suggestion
+from polytask.sharing.separate import keep_weights
 from polytask.tasks.losses import constant
 
 MEAN = (0.485, 0.456, 0.406)
@@ -39,7 +40,7 @@ class Normalise(nn.Module):
 
 
 def load_weights(module: nn.Module, path: str | Path, skip: Sequence[str] = ()) -> None:
-    """Load a file of weights into a module; every name and shape has to fit.
+    """Load a file of weights into a module; every name and shape has to fit. Copies of the module start from them.
 
     Args:
         module: What gets the weights.
@@ -67,6 +68,7 @@ def load_weights(module: nn.Module, path: str | Path, skip: Sequence[str] = ()) 
                 "the network. Use the options that the weights were made with (in_channels, small_images)."
             )
     module.load_state_dict(given, strict=False)
+    keep_weights(module)
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

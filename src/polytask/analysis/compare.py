@@ -102,9 +102,10 @@ def compare(
         base = identity(dump_recipe(built.recipe))
         everything = {m.name: m for m in [*(before.methods if before else ()), *methods]}
         write_rows(built, folder.rows / claims.owner, ("train", "validation"))
-        _try_out(list(everything.values()), base, built, pool)
+        wanted = Plan(base, digest(built), spend, tuple(everything.values()), numbers)
+        _try_out(wanted.methods, base, built, pool)
         with claims.locked():
-            plan = folder.settle(Plan(base, digest(built), spend, tuple(everything.values()), numbers))
+            plan = folder.settle(wanted)
         run = Running(folder, plan, pool, claims, _criterion(built), say or (lambda text: None))
         return _finished(run, built, loaded.report.title or name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 
 from polytask import registry
 from polytask.analysis.claims import Claims
+from polytask.analysis.comparison import load_writers
 from polytask.analysis.course import Course, Steps, Trained
 from polytask.analysis.folder import Folder, search_name
 from polytask.analysis.jobs import Result, write_json
@@ -45,6 +47,7 @@ class Running:
     worker_seconds: float = 0.0
     _mine: dict[str, Work] = field(default_factory=dict)
     _waited: bool = False
+    _loading: bool = False
 
     @property
     def rows(self) -> Path:
@@ -71,6 +74,8 @@ class Running:
             self._read(courses)
             while self.pool.unfinished < self.pool.workers and self._start_one(waiting, courses):
                 pass
+            if not waiting and self.pool.unfinished < self.pool.workers:
+                self._use_free_core()
             outcome = self._next()
             if outcome is not None:
                 work = self._mine.pop(outcome.job.key)
@@ -78,6 +83,12 @@ class Running:
                 self.claims.drop(work.key)
         ends = [courses[method.name].end for method in self.plan.methods]
         return [end for end in ends if end is not None]
+
+    def _use_free_core(self) -> None:
+        """While the last trainings run, load what the report needs, once."""
+        if not self._loading:
+            self._loading = True
+            threading.Thread(target=load_writers, daemon=True).start()
 
     def _read(self, courses: Mapping[str, Course]) -> None:
         """Take results that lie in the folder."""

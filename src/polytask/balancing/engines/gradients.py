@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.balancing.base import GramianWeighting
-from polytask.balancing.engines.core import BaseEngine, Sums, joined
+from polytask.balancing.engines.core import BaseEngine
 from polytask.balancing.engines.heads import plain_tap
 from polytask.balancing.engines.host import (
     check_finite,
@@ -22,6 +22,7 @@ from polytask.balancing.engines.host import (
 )
 from polytask.balancing.engines.jacobian import add_gradient
 from polytask.balancing.engines.losses import backward_weighted
+from polytask.balancing.engines.sums import Sums, joined
 from polytask.balancing.types import Losses, MicroBatch, StepReport
 from polytask.errors import BalancerError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -264,6 +265,13 @@ class Comparison:
 
 
 RESULTS = "results.json"
+WRITERS = ("polytask.analysis.report", "scipy.special", "matplotlib.figure", "matplotlib.backends.backend_svg")
+
+
+def load_writers() -> None:
+    """Import what ``Comparison.write`` imports, which takes half a second."""
+    for name in WRITERS:
+        importlib.import_module(name)
 
 
 def _raise_metrics(method: str, seed: int, found: Mapping[str, set[str]], wanted: Mapping[str, set[str]]) -> None:

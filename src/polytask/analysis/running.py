@@ -218,6 +218,8 @@ class Running:
         self._delete_weights(trained, final)
         if not built.sources[TEST]:
             return {key: {"test": result["validation"], "counts": {}} for key, (_, result) in final.items()}
+        with self.claims.locked():
+            self.folder.note_opening([work for work, _ in final.values()])
         missing = [pair for pair in final.values() if not self.folder.test_result(pair[0]).exists()]
         if missing:
             self.say(f"Scoring {len(missing)} trained models on the test rows.")

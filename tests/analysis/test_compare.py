@@ -13,6 +13,7 @@ import pytest
 import polytask as pt
 from polytask.analysis.claims import Claims
 from polytask.analysis.comparison import Comparison
+from polytask.analysis.folder import Folder
 from polytask.analysis.jobs import write_json
 from polytask.analysis.rows import open_rows, read_part, write_rows
 from polytask.api import run
@@ -118,6 +119,19 @@ def test_other_recipe_data_budget_or_folder(copied, recipe, table, tmp_path):
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(RecipeError, match="exists and holds no comparison"):
         pt.compare(recipe, out=tmp_path / "mine", jobs=1)
+
+
+def test_a_folder_of_an_earlier_version_goes_on_if_only_options_that_it_did_not_set_are_new(copied):
+    folder = Folder(copied)
+    plan, plain = folder.plan(), json.loads((copied / "comparison.json").read_text())
+    del plain["recipe"]["training"]["augment"]
+    write_json(copied / "comparison.json", plain)
+    assert folder.settle(plan).to_dict() == plan.to_dict()
+    assert json.loads((copied / "comparison.json").read_text())["recipe"] == plan.recipe
+    plain["recipe"]["training"]["forgotten"] = 1
+    write_json(copied / "comparison.json", plain)
+    with pytest.raises(RecipeError, match=r"training\.forgotten was 1 and is 'not set'"):
+        folder.settle(plan)
 
 
 @pytest.mark.parametrize(

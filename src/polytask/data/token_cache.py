@@ -57,11 +57,10 @@ def cached(
 
 
 def _digest(texts: Sequence[Sequence[Sequence[str]]], tokenizer: str, longest: int) -> str:
-    digest = hashlib.sha256(json.dumps([LAYOUT, metadata.version("tokenizers"), longest, tokenizer]).encode())
-    for column in texts:
-        # Lengths first, so that no two texts can be told from one another by words alone.
-        digest.update(json.dumps([len(row) for row in column]).encode())
-        digest.update("\n".join(word for row in column for word in row).encode())
+    digest = hashlib.sha256()
+    # JSON says where words and texts end, whatever they hold.
+    for part in ([LAYOUT, metadata.version("tokenizers"), longest, tokenizer], *texts):
+        digest.update(json.dumps(part).encode())
     return digest.hexdigest()
 
 

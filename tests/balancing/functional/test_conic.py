@@ -107,7 +107,7 @@ def test_the_optimality_conditions_hold_on_many(rows_of, family, count):
 def test_root_search_agrees_with_the_exchange(rows_of, family, monkeypatch):
     rows = rows_of(family, 8, 1)
     usual = update(rows, 0.9)
-    monkeypatch.setattr(module, "_on_surface", lambda *_: None)
+    monkeypatch.setattr(module, "_on_surface", lambda *_: (None, 0.0))
     assert np.abs(update(rows, 0.9) - usual).max() <= 1e-6 * longest(rows)
 
 

@@ -60,6 +60,10 @@ def conicgrad(gramian: Any, c: float = 0.5) -> Solved:
     raw[np.ix_(parts.kept, parts.kept)] = parts.cosines * parts.norms * parts.norms[:, None]
     onto_mean = raw.mean(axis=1)
     size = math.sqrt(float(onto_mean.mean()))
+    # Nearly always the answer; that it is one can be seen from it, where its worst task improves.
+    surface, pull = _on_surface(raw, onto_mean / size, size, c)
+    if surface is not None and pull >= 0.0 and _improves(raw, surface.weights):
+        return surface
     cosine, found = _cosine(raw, onto_mean, min_norm(raw))
     if cosine >= c:
         return _as_long(found, raw, size)
@@ -68,7 +72,6 @@ def conicgrad(gramian: Any, c: float = 0.5) -> Solved:
         cosine, projected = _cosine(raw, onto_mean, dualproj(raw))
         if cosine >= c:
             return _as_long(projected, raw, size)
-    surface = _on_surface(raw, onto_mean / size, size, c)
     return surface if surface is not None else _as_long(_by_root(raw, onto_mean, c), raw, size)
 
 
@@ -88,14 +91,23 @@ def _as_long(found: Solved, raw: Array, size: float) -> Solved:
     return found._replace(weights=found.weights * (size / length)) if length > 0.0 else found
 
 
-def _on_surface(raw: Array, along: Array, size: float, c: float) -> Solved | None:
-    """The best direction on the cone's surface, by an exchange of violators; None if that fails."""
+def _improves(raw: Array, weights: Array) -> bool:
+    """Whether the sum of rows has a positive product with every row, beyond round-off."""
+    products, lengths = raw @ weights, np.sqrt(raw.diagonal())
+    return bool((products > CONE_TOLERANCE * lengths * float(weights @ lengths)).all())
+
+
+def _on_surface(raw: Array, along: Array, size: float, c: float) -> tuple[Solved | None, float]:
+    """The best direction on the cone's surface, by an exchange of violators, and the weight of g_0 in it.
+
+    None if that fails. Where the weight of g_0 is negative, a direction inside of the cone is better.
+    """
     count = len(raw)
     radius = math.sqrt(1.0 - c * c) / c
     across = condition(raw - along * along[:, None])
     # A row that has no part across the axis but round-off would enter with a direction of noise.
     if len(across.kept) < count or float(across.norms.min()) * across.scale < 1e-6 * math.sqrt(float(raw.max())):
-        return None
+        return None, 0.0
     units = across.scale * across.norms
     target = along / units
     for ridge in (0.0, 1e-13):
@@ -104,10 +116,11 @@ def _on_surface(raw: Array, along: Array, size: float, c: float) -> Solved | Non
             continue
         point, residual = solved
         added = point / units
-        weights = size * c * (added + (1.0 - float(added @ along)) / (count * size))
+        pull = (1.0 - float(added @ along)) / size
+        weights = size * c * (added + pull / count)
         if float(weights.min()) >= -64 * EPS * float(np.abs(weights).max()):
-            return Solved(np.maximum(weights, 0.0), ended(residual), residual)
-    return None
+            return Solved(np.maximum(weights, 0.0), ended(residual), residual), pull
+    return None, 0.0
 
 
 def _by_root(raw: Array, onto_mean: Array, c: float) -> Solved:

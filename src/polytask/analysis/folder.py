@@ -155,7 +155,7 @@ def search_name(method: Method) -> str:
 
 def _require_same(path: Path, before: Plan, wanted: Plan) -> None:
     elsewhere = "Choose another --out, or use the recipe that this folder is of."
-    old, new = flat(filled(before.recipe)), flat(wanted.recipe)
+    old, new = flat(filled(before.recipe, path)), flat(wanted.recipe)
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if changed:
         told = [f"{key} was {old.get(key, 'not set')!r} and is {new.get(key, 'not set')!r}" for key in changed]

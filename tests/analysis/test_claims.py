@@ -7,6 +7,7 @@ import pytest
 
 from polytask.analysis import claims as module
 from polytask.analysis.claims import CLAIMS, STALE, Claims
+from polytask.analysis.folder import Folder
 from polytask.errors import RecipeError
 
 
@@ -81,3 +82,12 @@ def test_a_lock_that_is_kept_is_an_error(tmp_path, monkeypatch):
         pytest.raises(RecipeError, match=r"Another process holds .* and does not let go"),
     ):
         yours.take("a")
+
+
+def test_a_folder_that_one_process_has_for_itself(tmp_path):
+    with (
+        Folder(tmp_path).held(),
+        pytest.raises(RecipeError, match=r"Another process works in '.*'\. Wait for it, or choose another --out"),
+        Folder(tmp_path).held(),
+    ):
+        pass

@@ -13,6 +13,7 @@ import pytest
 import polytask as pt
 from polytask.analysis.claims import Claims
 from polytask.analysis.comparison import Comparison
+from polytask.analysis.folder import Folder
 from polytask.analysis.jobs import write_json
 from polytask.analysis.rows import open_rows, read_part, write_rows
 from polytask.api import run
@@ -46,11 +47,13 @@ def test_every_method_scores_as_polytask_fit_does(finished, recipe, tmp_path):
 def test_the_folder_has_everything_and_no_rows(finished):
     names = {path.name for path in finished.path.iterdir()}  # and no claim of a process that worked here
     assert names == {
-        "comparison.json", "lock", "report.html", "results", "results.json", "table.md", "table.tex", "weights",
+        "comparison.json", "lock", "openings.json", "report.html", "results", "results.json", "table.md", "table.tex",
+        "weights",
     }  # fmt: skip
     page = (finished.path / "report.html").read_text()
     assert page.count("<svg") == 1 + 3 + 3 + 2  # gains, seeds of tasks, pairs of tasks, costs
     assert "hard\N{NO-BREAK SPACE}+\N{NO-BREAK SPACE}pcgrad" in page
+    assert "The test rows were opened once, when everything had been trained." in page
     again = Comparison.load(finished.path)
     assert repr(again) == repr(finished)
     assert again.to_dict() == finished.to_dict()
@@ -87,6 +90,9 @@ def test_a_method_and_a_seed_are_added_and_the_rest_is_kept(copied, recipe):
     after = results(copied)
     assert {name: after[name] for name in before} == before
     assert found["mmoe(experts=2) + uncertainty"].parameters > found["hard + equal"].parameters
+    first = "separate, trees, hard + equal, hard + pcgrad"
+    told = f"The test rows were opened 2 times, for {first}; then for mmoe(experts=2) + uncertainty."
+    assert told in (copied / "report.html").read_text()
 
 
 def test_a_worker_that_trains_cannot_read_test_rows(recipe, tmp_path):
@@ -113,6 +119,19 @@ def test_other_recipe_data_budget_or_folder(copied, recipe, table, tmp_path):
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(RecipeError, match="exists and holds no comparison"):
         pt.compare(recipe, out=tmp_path / "mine", jobs=1)
+
+
+def test_a_folder_of_an_earlier_version_goes_on_if_only_options_that_it_did_not_set_are_new(copied):
+    folder = Folder(copied)
+    plan, plain = folder.plan(), json.loads((copied / "comparison.json").read_text())
+    del plain["recipe"]["training"]["augment"]
+    write_json(copied / "comparison.json", plain)
+    assert folder.settle(plan).to_dict() == plan.to_dict()
+    assert json.loads((copied / "comparison.json").read_text())["recipe"] == plan.recipe
+    plain["recipe"]["training"]["forgotten"] = 1
+    write_json(copied / "comparison.json", plain)
+    with pytest.raises(RecipeError, match=r"another version of polytask.*Unknown key 'forgotten'"):
+        folder.settle(plan)
 
 
 @pytest.mark.parametrize(

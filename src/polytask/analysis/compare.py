@@ -187,9 +187,18 @@ def _result(
         sizes={part: sum(map(len, sources)) for part, sources in built.sources.items()},
         recipe=run.plan.recipe,
         versions=versions(),
+        openings=_openings(run, trained),
         trained=run.done,
         worker_seconds=run.worker_seconds,
         path=run.folder.path,
+    )
+
+
+def _openings(run: Running, trained: Sequence[Trained]) -> tuple[tuple[str, ...], ...]:
+    """Names of the methods whose models were scored at each opening of the test rows."""
+    return tuple(
+        tuple(of.method.name for of in trained if any(work.key in keys for work in of.work))
+        for keys in run.folder.openings
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from polytask.errors import RecipeError, listed
 from polytask.files import remove_unfinished
 
 PLAN = "comparison.json"
+OPENINGS = "openings.json"
 ROWS = "rows"
 OF_PROCESSES = (LOCK, CLAIMS, ROWS)
 """What lies in a folder before it is known what is compared there."""
@@ -56,6 +57,23 @@ class Folder:
     def weights(self, work: Work) -> Path:
         """File of trained weights."""
         return self.path / "weights" / f"{work.key}.safetensors"
+
+    @property
+    def openings(self) -> list[list[str]]:
+        """Keys of the trainings that were scored each time the test rows were opened."""
+        path = self.path / OPENINGS
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+    def note_opening(self, final: Sequence[Work]) -> None:
+        """Write down that the test rows are opened for those trainings that were not scored before."""
+        known = self.openings
+        if not known:
+            # Of a folder in which this was not written down yet.
+            scored = [work.key for work in final if self.test_result(work).exists()]
+            known = [scored] if scored else []
+        new = [work.key for work in final if not any(work.key in keys for keys in known)]
+        if new:
+            write_json(self.path / OPENINGS, [*known, new])
 
     def plan(self) -> Plan | None:
         """What was compared here so far, or None.
@@ -137,7 +155,7 @@ def search_name(method: Method) -> str:
 
 def _require_same(path: Path, before: Plan, wanted: Plan) -> None:
     elsewhere = "Choose another --out, or use the recipe that this folder is of."
-    old, new = flat(filled(before.recipe)), flat(wanted.recipe)
+    old, new = flat(filled(before.recipe, path)), flat(wanted.recipe)
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if changed:
         told = [f"{key} was {old.get(key, 'not set')!r} and is {new.get(key, 'not set')!r}" for key in changed]

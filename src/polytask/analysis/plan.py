@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from polytask.analysis.methods import Method, recipe_of
@@ -145,13 +146,19 @@ def identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def filled(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The plain recipe of a folder with the defaults of keys that recipes had not yet when it was written."""
+def filled(recipe: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The plain recipe of a folder with the defaults of keys that recipes had not yet when it was written.
+
+    Raises:
+        RecipeError: if this version of polytask cannot read it.
+    """
     try:
         return identity(dump_recipe(load_recipe(recipe)))
-    except RecipeError:
-        # Of a key that is gone. What is compared with it then names that key.
-        return recipe
+    except RecipeError as error:
+        raise RecipeError(
+            f"'{path}' is of another version of polytask, whose recipe this one cannot read: "
+            f"{str(error).splitlines()[0]} Choose another --out."
+        ) from None
 
 
 def flat(plain: Any, path: str = "") -> dict[str, Any]:

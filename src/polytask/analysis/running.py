@@ -20,6 +20,7 @@ from polytask.analysis.methods import SEPARATE, TREE_DEFAULTS, Method
 from polytask.analysis.plan import Plan, Work
 from polytask.analysis.pool import Job, Outcome, Pool
 from polytask.analysis.rows import remove_part, write_rows
+from polytask.analysis.schedule import expected, next_job
 from polytask.analysis.search import Trial, best, search
 from polytask.balancing.base import LossWeighting
 from polytask.errors import BalancerError, RecipeError, ShapeError, TrainingError
@@ -45,7 +46,8 @@ class Running:
     say: Say
     done: int = 0
     worker_seconds: float = 0.0
-    _mine: dict[str, Work] = field(default_factory=dict)
+    _mine: dict[str, tuple[Work, float]] = field(default_factory=dict)
+    _seconds: dict[str, list[float]] = field(default_factory=dict)
     _waited: bool = False
     _loading: bool = False
 
@@ -67,9 +69,10 @@ class Running:
 
         What other processes do of it is read from the folder, and what they leave undone is done here.
         """
-        # Long trainings first, so that no worker is left alone with one at the end.
-        waiting = sorted(self.plan.methods, key=lambda method: -self._length(method))
+        waiting = list(self.plan.methods)
         courses: dict[str, Course] = {}
+        if not self.plan.budget.searches:
+            courses, waiting = {method.name: Course(self._steps(method)) for method in waiting}, []
         while waiting or any(course.end is None for course in courses.values()):
             self._read(courses)
             while self.pool.unfinished < self.pool.workers and self._start_one(waiting, courses):
@@ -78,8 +81,8 @@ class Running:
                 self._use_free_core()
             outcome = self._next()
             if outcome is not None:
-                work = self._mine.pop(outcome.job.key)
-                courses[work.method.name].give(work, self._settled(work, outcome))
+                work, _ = self._mine.pop(outcome.job.key)
+                self._give(courses, work, self._settled(work, outcome))
                 self.claims.drop(work.key)
         ends = [courses[method.name].end for method in self.plan.methods]
         return [end for end in ends if end is not None]
@@ -90,30 +93,44 @@ class Running:
             self._loading = True
             threading.Thread(target=load_writers, daemon=True).start()
 
+    def _give(self, courses: Mapping[str, Course], work: Work, result: Result) -> None:
+        self._seconds.setdefault(work.method.name, []).append(result["seconds"])
+        courses[work.method.name].give(work, result)
+
     def _read(self, courses: Mapping[str, Course]) -> None:
         """Take results that lie in the folder."""
         for course in courses.values():
             while there := [w for w in course.missing if w.key not in self._mine and self.folder.result(w).exists()]:
                 for work in there:
-                    course.give(work, _read_json(self.folder.result(work)))
+                    self._give(courses, work, _read_json(self.folder.result(work)))
 
     def _start_one(self, waiting: list[Method], courses: dict[str, Course]) -> bool:
         """Start a training that nobody does, or a method; False if there is none."""
-        for course in courses.values():
-            for work in course.missing:
-                if work.key not in self._mine and self._claim(work.key, self.folder.result(work)):
-                    self._mine[work.key] = work
-                    self.pool.submit(self._training(work))
-                    return True
+        for work in self._in_order([work for course in courses.values() for work in course.missing]):
+            if self._claim(work.key, self.folder.result(work)):
+                self._mine[work.key] = work, time.monotonic()
+                self.pool.submit(self._training(work))
+                return True
         for method in waiting:
             # One process at a time asks for the trials of a method, since each depends on those before.
-            searched = self.folder.search_result(method)
-            if not self.plan.budget.searches or searched.exists() or self.claims.take(search_name(method)):
+            if self.folder.search_result(method).exists() or self.claims.take(search_name(method)):
                 waiting.remove(method)
                 courses[method.name] = Course(self._steps(method))
                 self._read({method.name: courses[method.name]})
                 return True
         return False
+
+    def _in_order(self, missing: Sequence[Work]) -> list[Work]:
+        """The trainings that are not done here, the one to start first, and then the longest first."""
+        seconds = expected({method.name: self._length(method) for method in self.plan.methods}, self._seconds)
+        now, free = time.monotonic(), self.pool.workers - len(self._mine) - 1
+        busy = [max(0.0, seconds[work.method.name] - (now - began)) for work, began in self._mine.values()]
+        order = [work for work in missing if work.key not in self._mine]
+        order.sort(key=lambda work: -seconds[work.method.name])
+        if order:
+            first = order.pop(next_job([seconds[work.method.name] for work in order], [0.0] * free + busy))
+            order.insert(0, first)
+        return order
 
     def _claim(self, key: str, result: Path) -> bool:
         """Claim a piece of work, unless it is done or somebody else does it."""
@@ -218,6 +235,8 @@ class Running:
         self._delete_weights(trained, final)
         if not built.sources[TEST]:
             return {key: {"test": result["validation"], "counts": {}} for key, (_, result) in final.items()}
+        with self.claims.locked():
+            self.folder.note_opening([work for work, _ in final.values()])
         missing = [pair for pair in final.values() if not self.folder.test_result(pair[0]).exists()]
         if missing:
             self.say(f"Scoring {len(missing)} trained models on the test rows.")
@@ -226,12 +245,12 @@ class Running:
             for work, result in missing:
                 free = self.pool.unfinished < self.pool.workers and work.key not in self._mine
                 if free and self._claim(f"{work.key}.{TEST}", self.folder.test_result(work)):
-                    self._mine[work.key] = work
+                    self._mine[work.key] = work, time.monotonic()
                     self.pool.submit(self._scoring(work, result))
             outcome = self._next()
             if outcome is not None:
                 outcome.require_success()
-                self.claims.drop(f"{self._mine.pop(outcome.job.key).key}.{TEST}")
+                self.claims.drop(f"{self._mine.pop(outcome.job.key)[0].key}.{TEST}")
             missing = [pair for pair in missing if not self.folder.test_result(pair[0]).exists()]
         remove_part(self.rows, TEST)
         return {key: _read_json(self.folder.test_result(work)) for key, (work, _) in final.items()}

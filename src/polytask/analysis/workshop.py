@@ -147,7 +147,7 @@ def _settle(out: Path, kind: str, wanted: Mapping[str, Any]) -> None:
         write_json(path, plain)
         return
     written = json.loads(path.read_text(encoding="utf-8"))
-    before, now = flat({**written, "recipe": filled(written["recipe"])}), flat(plain)
+    before, now = flat({**written, "recipe": filled(written["recipe"], out)}), flat(plain)
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed == ["data"]:
         raise RecipeError(f"'{out}' is of the same recipe on other rows: the data have changed. Choose another --out.")

@@ -1,7 +1,7 @@
 """One model for all tasks of a text recipe, against one model a task: test scores over seeds.
 
-The settings are those of the recipe, with what ``--set`` changes, for every form; nothing is chosen here. A run is one line of the log, written
-when it ends, so a comparison that was stopped goes on where it was.
+The settings are those of the recipe for every form, with what ``--set`` changes; nothing is chosen here. A run is one
+line of the log, written when it ends, so a comparison that was stopped goes on where it was.
 
     python benchmarks/text_tasks.py recipes/atis.yaml [--seeds 0 1 2] [--out benchmarks/out/text_tasks.jsonl]
         [--set training.epochs=4]

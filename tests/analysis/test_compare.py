@@ -11,7 +11,10 @@ import time
 import pytest
 
 import polytask as pt
+from polytask.analysis.claims import Claims
 from polytask.analysis.comparison import Comparison
+from polytask.analysis.folder import Folder
+from polytask.analysis.jobs import write_json
 from polytask.analysis.rows import open_rows, read_part, write_rows
 from polytask.api import run
 from polytask.errors import DataError, RecipeError, TrainingError
@@ -42,13 +45,15 @@ def test_every_method_scores_as_polytask_fit_does(finished, recipe, tmp_path):
 
 
 def test_the_folder_has_everything_and_no_rows(finished):
-    names = {path.name for path in finished.path.iterdir()}
+    names = {path.name for path in finished.path.iterdir()}  # and no claim of a process that worked here
     assert names == {
-        "comparison.json", "lock", "report.html", "results", "results.json", "table.md", "table.tex", "weights",
+        "comparison.json", "lock", "openings.json", "report.html", "results", "results.json", "table.md", "table.tex",
+        "weights",
     }  # fmt: skip
     page = (finished.path / "report.html").read_text()
     assert page.count("<svg") == 1 + 3 + 3 + 2  # gains, seeds of tasks, pairs of tasks, costs
     assert "hard\N{NO-BREAK SPACE}+\N{NO-BREAK SPACE}pcgrad" in page
+    assert "The test rows were opened once, when everything had been trained." in page
     again = Comparison.load(finished.path)
     assert repr(again) == repr(finished)
     assert again.to_dict() == finished.to_dict()
@@ -85,6 +90,9 @@ def test_a_method_and_a_seed_are_added_and_the_rest_is_kept(copied, recipe):
     after = results(copied)
     assert {name: after[name] for name in before} == before
     assert found["mmoe(experts=2) + uncertainty"].parameters > found["hard + equal"].parameters
+    first = "separate, trees, hard + equal, hard + pcgrad"
+    told = f"The test rows were opened 2 times, for {first}; then for mmoe(experts=2) + uncertainty."
+    assert told in (copied / "report.html").read_text()
 
 
 def test_a_worker_that_trains_cannot_read_test_rows(recipe, tmp_path):
@@ -113,6 +121,19 @@ def test_other_recipe_data_budget_or_folder(copied, recipe, table, tmp_path):
         pt.compare(recipe, out=tmp_path / "mine", jobs=1)
 
 
+def test_a_folder_of_an_earlier_version_goes_on_if_only_options_that_it_did_not_set_are_new(copied):
+    folder = Folder(copied)
+    plan, plain = folder.plan(), json.loads((copied / "comparison.json").read_text())
+    del plain["recipe"]["training"]["augment"]
+    write_json(copied / "comparison.json", plain)
+    assert folder.settle(plan).to_dict() == plan.to_dict()
+    assert json.loads((copied / "comparison.json").read_text())["recipe"] == plan.recipe
+    plain["recipe"]["training"]["forgotten"] = 1
+    write_json(copied / "comparison.json", plain)
+    with pytest.raises(RecipeError, match=r"another version of polytask.*Unknown key 'forgotten'"):
+        folder.settle(plan)
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -139,11 +160,73 @@ def test_bad_input_is_an_error_before_anything_trains(recipe, tmp_path, asked, m
     assert not (tmp_path / "out" / "results").exists()
 
 
-def test_two_processes_do_not_share_a_folder(copied, recipe):
-    from filelock import FileLock
+def without_times(found):
+    plain = found.to_dict()
+    for name in ("trained", "worker_seconds"):
+        plain.pop(name)
+    for method in plain["methods"]:
+        for name in ("seconds", "search_seconds", "peak_memory_bytes"):
+            method.pop(name)
+    return plain
 
-    with FileLock(copied / "lock"), pytest.raises(RecipeError, match="Another process works on the comparison"):
-        pt.compare(recipe, out=copied, jobs=1)
+
+def test_two_processes_share_a_comparison_and_find_what_one_finds(finished, recipe, tmp_path):
+    path, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    path.write_text(write_yaml(recipe))
+    asked = ["--balancers", "equal,pcgrad", "--baselines", "trees", "--seeds", "2", "--jobs", "1", "--out", out]
+    line = [sys.executable, "-m", "polytask.cli", "compare", path, *asked]
+    process = subprocess.Popen(list(map(str, line)), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not list(out.glob("results/*.json")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    # It stands still with what it has claimed while this one works, and goes on when this one has to wait or is done.
+    process.send_signal(signal.SIGSTOP)
+    first = len(list(out.glob("results/*.json")))
+    assert first < 7
+
+    def say(text):
+        if text.startswith("Waiting"):
+            process.send_signal(signal.SIGCONT)
+
+    found = pt.compare(recipe, balancers="equal,pcgrad", baselines="trees", seeds=2, jobs=1, out=out, say=say)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(60) == 0
+    assert 0 < found.trained <= 7 - first
+    once = {**without_times(finished), "title": found.title}
+    assert without_times(found) == once
+    again = Comparison.load(out)  # as the other process wrote it
+    assert again.trained + found.trained == 7
+    assert {**without_times(again), "title": found.title} == once
+    assert not (out / "rows").exists()
+    assert not (out / "claims").exists()
+
+
+def test_a_training_that_another_process_does_is_waited_for_and_what_it_adds_is_taken_up(copied, recipe):
+    result, of_test = sorted((copied / "results").glob("hard-pcgrad-seed4-*"))
+    result.unlink()
+    of_test.unlink()
+    said = []
+    with Claims(copied) as other:
+        assert other.take(result.stem)
+
+        def say(text):
+            said.append(text)
+            if text.startswith("Waiting"):
+                plan = json.loads((copied / "comparison.json").read_text())
+                added = {**plan["methods"][-1], "name": "hard + dwa", "balancer": {"name": "dwa"}}
+                write_json(copied / "comparison.json", {**plan, "methods": [*plan["methods"], added]})
+                other.drop(result.stem)
+
+        found = pt.compare(recipe, jobs=1, out=copied, say=say)
+    assert said[0].startswith("Waiting for what another process does")
+    assert [text.partition(":")[0] for text in said[1:]] == [
+        "1",
+        "2",
+        "3",
+        "Scoring 3 trained models on the test rows.",
+    ]
+    assert found.names() == ["separate", "trees", "hard + equal", "hard + pcgrad", "hard + dwa"]
+    assert Comparison.load(copied).names() == found.names()
 
 
 def test_one_seed_a_training_that_diverges_and_test_rows_that_are_not_on_disk_before_the_end(recipe, tmp_path):
@@ -151,7 +234,7 @@ def test_one_seed_a_training_that_diverges_and_test_rows_that_are_not_on_disk_be
     out = tmp_path / "out"
 
     def look(text):
-        seen.append((text.startswith("Scoring"), (out / "rows" / "test.safetensors").exists()))
+        seen.append((text.startswith("Scoring"), any(out.glob("rows/*/test.safetensors"))))
 
     huge = {"name": "static", "weights": {"up": 1e38, "size": 1e38, "kind": 1e38}}
     plain = {**recipe, "training": {**recipe["training"], "optimizer": "sgd"}}
@@ -182,8 +265,10 @@ def test_a_search_chooses_on_validation_rows_and_is_reused(recipe, tmp_path):
     assert "balancer.c" in found["hard + cagrad"].settings
     assert {f"balancer.weights.{task}" for task in ("up", "size", "kind")} < set(found["tuned_static"].settings)
     assert len(list((tmp_path / "out" / "weights").iterdir())) == 3 * 2
-    # Chosen again from the store alone, after the results are gone.
+    # Chosen again from what the searches wrote down, after what came of it and Optuna's stores are gone.
     (tmp_path / "out" / "results.json").unlink()
+    for store in (tmp_path / "out" / "searches").glob("*.sqlite3"):
+        store.unlink()
     again = pt.compare(recipe, out=tmp_path / "out", jobs=1)
     assert again.trained == 0
     assert [m.settings for m in again.methods] == [m.settings for m in found.methods]

@@ -2,8 +2,8 @@
 
 import math
 
-from polytask.analysis.folder import Budget
 from polytask.analysis.methods import Method
+from polytask.analysis.plan import Budget
 from polytask.analysis.search import best, search
 from polytask.evaluation import Criterion
 from polytask.tasks import regression

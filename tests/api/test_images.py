@@ -126,7 +126,7 @@ def test_photos_beside_numbers(folder, tmp_path):
         run = pt.run(plain, out=tmp_path / "run", progress=False)
     frame.filter(pl.col("photo") != "files/5.png").write_csv(folder / "whole.csv")
     assert len(pt.load(tmp_path / "run" / "bundle").predict(folder / "whole.csv")) == 23
-    for encoder, text in (("tabular", "array columns: photo"), ("fusion", "image column 'photo' has no encoder")):
+    for encoder, text in (("tabular", "other columns: photo"), ("fusion", "image column 'photo' has no encoder")):
         with (
             pytest.warns(UserWarning, match="Skipped 1 of 24 rows"),
             pytest.raises((DataError, RecipeError), match=text),

@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from polytask import tasks
-from polytask.tasks.metrics import correlation, mean_defined, spearman
+from polytask.tasks.metrics import auroc, average_precision, correlation, mean_defined, spearman
 from polytask.tasks.metrics_classes import BINARY, MULTICLASS, ORDINAL, median_class
 from polytask.tasks.metrics_values import COUNTS, MULTILABEL, REGRESSION
 
@@ -55,6 +55,35 @@ def test_binary_metrics_are_scikit_learns(seed, weighted):
     for name, value in expected.items():
         close(BINARY[name].compute(p, y, w), value)
     assert set(BINARY) == {*expected, "ece"}
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 4), st.booleans(), st.sampled_from([0.0, 1.0, 2.5, 1e-6])), min_size=1, max_size=12
+    )
+)
+@settings(max_examples=150, deadline=None)
+def test_areas_are_what_counting_pairs_gives_whatever_the_ties_and_weights(rows):
+    score, true, weight = (np.array(column) for column in zip(*rows, strict=True))
+    for w in (None, weight):
+        of = np.ones(len(rows)) if w is None else weight
+        yes, no = of[true].sum(), of[~true].sum()
+        higher = np.sign(score[:, None] - score[None, :])
+        won = sum(of[i] * of[j] * (higher[i, j] + 1) / 2 for i in np.where(true)[0] for j in np.where(~true)[0])
+        close(auroc(score, true, w), won / (yes * no) if yes > 0 and no > 0 else NAN)
+        precise = [
+            of[true & (score >= score[i])].sum() / max(of[score >= score[i]].sum(), 1e-9) for i in range(len(of))
+        ]
+        close(average_precision(score, true, w), (of * precise)[true].sum() / yes if yes > 0 else NAN)
+        if yes > 0 and no > 0:
+            close(average_precision(score, true, w), sk.average_precision_score(true, score, sample_weight=w))
+
+
+def test_average_precision_keeps_the_digits_of_a_light_row_at_the_top():
+    # Its precision is 1; taking the many rows below off the whole weight would leave nothing of 1e-12.
+    score, true = np.array([0.9, 0.5, 0.4]), np.array([True, False, False])
+    assert average_precision(score, true, np.array([1e-12, 3e7, 1e7])) == 1.0
+    assert auroc(score, true, np.array([1e-12, 3e7, 1e7])) == 1.0
 
 
 def test_calibration_error_by_hand():

@@ -9,23 +9,24 @@ from typing import Any
 
 from polytask.analysis import trees
 from polytask.analysis.comparison import Comparison
-from polytask.analysis.folder import Budget, Folder, Plan, Work, identity
+from polytask.analysis.course import Trained
+from polytask.analysis.folder import Folder
 from polytask.analysis.jobs import Result
 from polytask.analysis.method_result import MethodResult, TaskFacts
 from polytask.analysis.methods import TUNED_STATIC, Given, Method, choose
-from polytask.analysis.pool import Pool, cores
+from polytask.analysis.plan import Budget, Plan, Work, identity
+from polytask.analysis.pool import Job, Pool, cores
 from polytask.analysis.rows import digest, write_rows
-from polytask.analysis.running import Running, Say, Trained
-from polytask.errors import PolytaskError, RecipeError
+from polytask.analysis.running import Running, Say
+from polytask.errors import RecipeError
 from polytask.evaluation import Criterion
 from polytask.evaluation.criterion import MEAN_IMPROVEMENT
-from polytask.recipes.build import Built, build, make_model
+from polytask.recipes.build import Built, build
 from polytask.recipes.load import dump_recipe, load_recipe
 from polytask.recipes.schema import Recipe
 from polytask.reporting.versions import versions
 from polytask.tasks.task import Task
-from polytask.training.fit import build_engine, seeded
-from polytask.training.runtime import Runtime
+from polytask.training.fit import seeded
 
 SEEDS = 3
 
@@ -86,11 +87,11 @@ def compare(
     numbers = tuple(loaded.training.seed + i for i in range(seeds if seeds is not None else known))
     workers = jobs if jobs is not None else cores()
     with (
-        folder.held(),
+        folder.shared() as claims,
         Pool(
             workers,
             context="polytask.analysis.rows:open_rows",
-            context_arguments={"folder": str(folder.rows)},
+            context_arguments={"folder": str(folder.rows / claims.owner)},
             on_event=say,
         ) as pool,
     ):
@@ -100,15 +101,26 @@ def compare(
         _require_parts(built)
         base = identity(dump_recipe(built.recipe))
         everything = {m.name: m for m in [*(before.methods if before else ()), *methods]}
-        for method in everything.values():
-            _try_out(method, base, built)
-        plan = folder.settle(Plan(base, digest(built), spend, tuple(everything.values()), numbers))
-        write_rows(built, folder.rows, ("train", "validation"))
-        run = Running(folder, plan, pool, _criterion(built), say or (lambda text: None))
+        write_rows(built, folder.rows / claims.owner, ("train", "validation"))
+        wanted = Plan(base, digest(built), spend, tuple(everything.values()), numbers)
+        _try_out(wanted.methods, base, built, pool)
+        with claims.locked():
+            plan = folder.settle(wanted)
+        run = Running(folder, plan, pool, claims, _criterion(built), say or (lambda text: None))
+        return _finished(run, built, loaded.report.title or name)
+
+
+def _finished(run: Running, built: Built, title: str) -> Comparison:
+    """Train, score and report until there is nothing to do that is in the plan, by whichever process it came there."""
+    while True:
         trained = run.train()
-        comparison = _result(run, trained, run.score(trained, built), built, loaded.report.title or name)
-    comparison.write(folder.path)
-    return comparison
+        if run.adopt():
+            continue
+        comparison = _result(run, trained, run.score(trained, built), built, title)
+        with run.claims.locked():
+            if not run.adopt():
+                comparison.write(run.folder.path)
+                return comparison
 
 
 def choose_baselines(recipe: Recipe, baselines: Sequence[str] | str | None) -> list[Method]:
@@ -137,24 +149,24 @@ def _require_parts(built: Built) -> None:
         )
 
 
-def _try_out(method: Method, base: Mapping[str, Any], built: Built) -> None:
-    """Build what a method needs, so that what cannot work is an error before anything is trained.
+def _try_out(methods: Sequence[Method], base: Mapping[str, Any], built: Built, pool: Pool) -> None:
+    """Build what each method needs, so that what cannot work is an error before anything is trained.
 
     Raises:
         RecipeError: that names the method.
     """
-    try:
-        if method.kind == "trees":
-            trees.require_support(built.schema)
-            return
-        recipe = load_recipe(Work(method, {}, 0).recipe(base))
-        with seeded(0):
-            model = make_model(recipe, built.schema, list(built.model.tasks.values()))
-        if not model.is_built:
-            model.build(built.sources["train"][0].example)
-        build_engine(model, recipe.balancer, 0, Runtime("cpu"))
-    except PolytaskError as error:
-        raise RecipeError(f"Method '{method.name}': {error}") from None
+    if any(method.kind == "trees" for method in methods):
+        trees.require_support(built.schema)
+    jobs = [
+        Job(method.name, "polytask.analysis.jobs:try_network", {"recipe": Work(method, {}, 0).recipe(base)})
+        for method in methods
+        if method.kind != "trees"
+    ]
+    outcomes = pool.run(jobs)
+    for outcome in (outcomes[job.key] for job in jobs):
+        outcome.require_success()
+        if outcome.value is not None:
+            raise RecipeError(f"Method '{outcome.job.key}': {outcome.value}")
 
 
 def _criterion(built: Built) -> Criterion:
@@ -175,9 +187,18 @@ def _result(
         sizes={part: sum(map(len, sources)) for part, sources in built.sources.items()},
         recipe=run.plan.recipe,
         versions=versions(),
+        openings=_openings(run, trained),
         trained=run.done,
         worker_seconds=run.worker_seconds,
         path=run.folder.path,
+    )
+
+
+def _openings(run: Running, trained: Sequence[Trained]) -> tuple[tuple[str, ...], ...]:
+    """Names of the methods whose models were scored at each opening of the test rows."""
+    return tuple(
+        tuple(of.method.name for of in trained if any(work.key in keys for work in of.work))
+        for keys in run.folder.openings
     )
 
 

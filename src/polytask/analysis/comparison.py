@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,7 @@ class Comparison:
         sizes: Rows by part.
         recipe: The recipe that all methods change.
         versions: Versions of what decides a result.
+        openings: For each time the test rows were opened, the methods that had further models scored.
         trained: How many trainings this sitting did.
         worker_seconds: How long they took, added up over the workers.
         path: Folder, or None.
@@ -52,6 +54,7 @@ class Comparison:
     sizes: Mapping[str, int] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    openings: tuple[tuple[str, ...], ...] = ()
     trained: int = 0
     worker_seconds: float = 0.0
     path: Path | None = None
@@ -229,7 +232,8 @@ class Comparison:
         methods = tuple(MethodResult.from_dict(method) for method in kept.pop("methods"))
         tasks = tuple(TaskFacts(**task) for task in kept.pop("tasks"))
         seeds = tuple(kept.pop("seeds"))
-        return cls(**kept, methods=methods, tasks=tasks, seeds=seeds, path=path)
+        openings = tuple(tuple(names) for names in kept.pop("openings", ()))
+        return cls(**kept, methods=methods, tasks=tasks, seeds=seeds, openings=openings, path=path)
 
     @classmethod
     def load(cls, folder: str | Path) -> Comparison:
@@ -264,6 +268,13 @@ class Comparison:
 
 
 RESULTS = "results.json"
+WRITERS = ("polytask.analysis.report", "scipy.special", "matplotlib.figure", "matplotlib.backends.backend_svg")
+
+
+def load_writers() -> None:
+    """Import what ``Comparison.write`` imports, which takes half a second."""
+    for name in WRITERS:
+        importlib.import_module(name)
 
 
 def _raise_metrics(method: str, seed: int, found: Mapping[str, set[str]], wanted: Mapping[str, set[str]]) -> None:

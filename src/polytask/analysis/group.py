@@ -10,9 +10,10 @@ from typing import Any
 
 from polytask.analysis.affinity import LOOKS, SEEDS, budgeted, measure, parse_kinds, require_counts
 from polytask.analysis.estimates import Affinity
-from polytask.analysis.folder import Folder, identity
+from polytask.analysis.folder import Folder
 from polytask.analysis.grouping import best_split, split_gain
 from polytask.analysis.jobs import Result
+from polytask.analysis.plan import identity
 from polytask.analysis.pool import Job
 from polytask.analysis.splits import TOGETHER, Grouping, Option, Trained
 from polytask.analysis.subsets import subset_recipe

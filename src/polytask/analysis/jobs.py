@@ -1,6 +1,6 @@
-"""What the workers of a comparison do: train one network, and score one on the test rows.
+"""What the workers of a comparison do: try out a method, train a network, and score one on the test rows.
 
-Each leaves its result as a JSON file before it answers, so that a comparison that is killed finds it again.
+The last two leave their result as a JSON file before they answer, so that a comparison that is killed finds it again.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from polytask.analysis.rows import Rows, read_part
+from polytask.errors import PolytaskError
 from polytask.evaluation import evaluate
 from polytask.files import replacing
 from polytask.models import MultiTaskModel
 from polytask.recipes.build import make_index, make_model
 from polytask.recipes.load import load_recipe
 from polytask.recipes.schema import Recipe
-from polytask.training.fit import prepare_model, seeded, train
+from polytask.training.fit import build_engine, prepare_model, seeded, train
 from polytask.training.runtime import Runtime
 from polytask.training.state import load_state, save_state
 
@@ -31,6 +32,16 @@ def write_json(path: Path, data: Any) -> None:
     """Write plain data as JSON, whole or not at all."""
     with replacing(path) as unfinished:
         unfinished.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+
+
+def try_network(rows: Rows, *, recipe: Mapping[str, Any]) -> str | None:
+    """Build what a training needs; why that cannot be, or None."""
+    try:
+        loaded = load_recipe(recipe)
+        build_engine(_prepared(rows, loaded), loaded.balancer, loaded.training.seed, Runtime("cpu"))
+    except PolytaskError as error:
+        return str(error)
+    return None
 
 
 def train_network(rows: Rows, *, recipe: Mapping[str, Any], result: str, weights: str) -> Result:
@@ -94,10 +105,15 @@ def score_network(rows: Rows, *, recipe: Mapping[str, Any], weights: str, result
 
 def restored(rows: Rows, recipe: Recipe, weights: Path) -> MultiTaskModel:
     """The model of a recipe with trained weights."""
+    model = _prepared(rows, recipe)
+    model.load_state_dict(load_state(weights)["model"])
+    return model
+
+
+def _prepared(rows: Rows, recipe: Recipe) -> MultiTaskModel:
     with seeded(recipe.training.seed):
         model = make_model(recipe, rows.schema, rows.tasks)
         prepare_model(model, rows.sources["train"])
-    model.load_state_dict(load_state(weights)["model"])
     return model
 
 

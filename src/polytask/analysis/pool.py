@@ -65,6 +65,15 @@ class Outcome:
     seconds: float = 0.0
     attempts: int = 1
 
+    def require_success(self) -> None:
+        """Raise what the job raised.
+
+        Raises:
+            PoolError: with the job's name, its error and where that came from.
+        """
+        if self.error is not None:
+            raise PoolError(f"'{self.job.key}' failed: {self.kind}: {self.error}\n{self.trace}")
+
 
 class Pool:
     """Worker processes that take jobs in turn.
@@ -119,6 +128,11 @@ class Pool:
         self.close()
 
     @property
+    def workers(self) -> int:
+        """How many processes there are."""
+        return len(self._workers)
+
+    @property
     def unfinished(self) -> int:
         """How many jobs are submitted and not yet handed back."""
         return len(self._waiting) + len(self._busy)
@@ -134,10 +148,23 @@ class Pool:
         Raises:
             PoolError: if its worker died at every attempt, or there is no job.
         """
+        outcome = self.wait_for(None)
+        assert outcome is not None
+        return outcome
+
+    def wait_for(self, seconds: float | None) -> Outcome | None:
+        """The next job to end, or None if none ends for so long.
+
+        Raises:
+            PoolError: if its worker died at every attempt, or there is no job.
+        """
         if not self.unfinished:
             raise PoolError("The pool has no job to wait for. Submit one first.")
         while True:
-            worker, answer = self._answers.get()
+            try:
+                worker, answer = self._answers.get(timeout=seconds)
+            except queue.Empty:
+                return None
             if answer is None:
                 self._replace(worker)
             elif "ready" in answer:

@@ -273,6 +273,16 @@ def _value(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _openings(of: Comparison) -> str:
+    if len(of.openings) == 1:
+        return "The test rows were opened once, when everything had been trained."
+    told = "; then for ".join(map(", ".join, of.openings))
+    return (
+        f"The test rows were opened {len(of.openings)} times, for {told}. What came later may have been chosen by "
+        "people who knew the scores before."
+    )
+
+
 def made(of: Comparison) -> Section:
     """Rows, recipe and versions."""
     facts = [(f"{count:,}", f"{part} rows") for part, count in of.sizes.items()]
@@ -283,6 +293,7 @@ def made(of: Comparison) -> Section:
         Facts(facts),
         Sentences(failed, notice="Trainings that failed") if failed else None,
         Paragraph(f"Seeds: {', '.join(map(str, of.seeds))}. Settings were chosen on the validation rows alone."),
+        Paragraph(_openings(of)) if of.openings else None,
         Heading("Recipe, with every default filled in; each method changes its sharing, balancer and settings"),
         Code(write_yaml(of.recipe)),
         Paragraph(", ".join(f"{name} {version}" for name, version in of.versions.items()), hint=True),

@@ -73,6 +73,11 @@ def read_part(folder: Path, part: str) -> tuple[TensorSource, ...]:
     return tuple(TensorSource(s["inputs"], s["targets"], s["weights"]) for s in state["sources"])
 
 
+def remove_part(folder: Path, part: str) -> None:
+    """Remove a part again, if it was written; what is mapped already can still be read."""
+    (folder / f"{part}.safetensors").unlink(missing_ok=True)
+
+
 def open_rows(folder: str) -> Rows:
     """A worker's context: training and validation rows, tasks and schema of a folder."""
     path = Path(folder)

@@ -1,18 +1,26 @@
-"""A comparison while it runs: which training comes next, and what became of it."""
+"""A comparison while it runs: which training comes next, who does it, and what became of it."""
 
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from polytask import registry
-from polytask.analysis.folder import Folder, Plan, Work
+from polytask.analysis.claims import Claims
+from polytask.analysis.comparison import load_writers
+from polytask.analysis.course import Course, Steps, Trained
+from polytask.analysis.folder import Folder, search_name
 from polytask.analysis.jobs import Result, write_json
 from polytask.analysis.methods import SEPARATE, TREE_DEFAULTS, Method
-from polytask.analysis.pool import Job, Outcome, Pool, PoolError
-from polytask.analysis.rows import write_rows
+from polytask.analysis.plan import Plan, Work
+from polytask.analysis.pool import Job, Outcome, Pool
+from polytask.analysis.rows import remove_part, write_rows
+from polytask.analysis.schedule import expected, next_job
 from polytask.analysis.search import Trial, best, search
 from polytask.balancing.base import LossWeighting
 from polytask.errors import BalancerError, RecipeError, ShapeError, TrainingError
@@ -21,72 +29,127 @@ from polytask.recipes.build import Built
 
 Say = Callable[[str], None]
 FAILURES = tuple(kind.__name__ for kind in (TrainingError, RecipeError, ShapeError, BalancerError))
-Steps = Generator[list[Work], list[Result], "Trained"]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What became of a method before the test rows were opened.
-
-    Args:
-        method: The method.
-        trials: What its search tried; empty without a search.
-        work: Its final trainings, one a seed.
-        results: Their results.
-    """
-
-    method: Method
-    trials: list[Trial]
-    work: list[Work]
-    results: list[Result]
+TEST = "test"
+LOOK = 0.5
+"""Seconds between two looks at what other processes have finished."""
 
 
 @dataclass
 class Running:
-    """A comparison while it runs."""
+    """A comparison while it runs, here and perhaps in other processes."""
 
     folder: Folder
     plan: Plan
     pool: Pool
+    claims: Claims
     criterion: Criterion
     say: Say
     done: int = 0
     worker_seconds: float = 0.0
-    _waiting: dict[str, tuple[str, Work]] = field(default_factory=dict)
+    _mine: dict[str, tuple[Work, float]] = field(default_factory=dict)
+    _seconds: dict[str, list[float]] = field(default_factory=dict)
+    _waited: bool = False
+    _loading: bool = False
+
+    @property
+    def rows(self) -> Path:
+        """Where the workers of this process find their rows."""
+        return self.folder.rows / self.claims.owner
+
+    def adopt(self) -> bool:
+        """Take up what other processes added to the plan; whether there was anything."""
+        plan = self.folder.plan()
+        if plan is None or plan.to_dict() == self.plan.to_dict():
+            return False
+        self.plan = plan
+        return True
 
     def train(self) -> list[Trained]:
-        """Search and train every method; methods go on side by side, each in its own order."""
-        running = {method.name: self._steps(method) for method in self.plan.methods}
-        asked: dict[str, list[Work]] = {}
-        found: dict[str, dict[str, Result]] = {}
-        finished: dict[str, Trained] = {}
+        """Search and train every method; methods go on side by side, each in its own order.
 
-        def advance(name: str, results: list[Result] | None) -> None:
-            try:
-                asked[name] = running[name].send(results) if results is not None else next(running[name])
-            except StopIteration as stop:
-                finished[name] = stop.value
-                return
-            found[name] = {}
-            for work in asked[name]:
-                if self.folder.result(work).exists():
-                    found[name][work.key] = json.loads(self.folder.result(work).read_text(encoding="utf-8"))
-                else:
-                    self._waiting[work.key] = (name, work)
-                    self.pool.submit(self._training(work))
-            if len(found[name]) == len(asked[name]):
-                advance(name, [found[name][work.key] for work in asked[name]])
+        What other processes do of it is read from the folder, and what they leave undone is done here.
+        """
+        waiting = list(self.plan.methods)
+        courses: dict[str, Course] = {}
+        if not self.plan.budget.searches:
+            courses, waiting = {method.name: Course(self._steps(method)) for method in waiting}, []
+        while waiting or any(course.end is None for course in courses.values()):
+            self._read(courses)
+            while self.pool.unfinished < self.pool.workers and self._start_one(waiting, courses):
+                pass
+            if not waiting and self.pool.unfinished < self.pool.workers:
+                self._use_free_core()
+            outcome = self._next()
+            if outcome is not None:
+                work, _ = self._mine.pop(outcome.job.key)
+                self._give(courses, work, self._settled(work, outcome))
+                self.claims.drop(work.key)
+        ends = [courses[method.name].end for method in self.plan.methods]
+        return [end for end in ends if end is not None]
 
-        # Long trainings first, so that no worker is left alone with one at the end.
-        for method in sorted(self.plan.methods, key=lambda method: -self._length(method)):
-            advance(method.name, None)
-        while self.pool.unfinished:
-            outcome = self.pool.wait()
-            name, work = self._waiting.pop(outcome.job.key)
-            found[name][work.key] = self._settled(work, outcome)
-            if len(found[name]) == len(asked[name]):
-                advance(name, [found[name][work.key] for work in asked[name]])
-        return [finished[method.name] for method in self.plan.methods]
+    def _use_free_core(self) -> None:
+        """While the last trainings run, load what the report needs, once."""
+        if not self._loading:
+            self._loading = True
+            threading.Thread(target=load_writers, daemon=True).start()
+
+    def _give(self, courses: Mapping[str, Course], work: Work, result: Result) -> None:
+        self._seconds.setdefault(work.method.name, []).append(result["seconds"])
+        courses[work.method.name].give(work, result)
+
+    def _read(self, courses: Mapping[str, Course]) -> None:
+        """Take results that lie in the folder."""
+        for course in courses.values():
+            while there := [w for w in course.missing if w.key not in self._mine and self.folder.result(w).exists()]:
+                for work in there:
+                    self._give(courses, work, _read_json(self.folder.result(work)))
+
+    def _start_one(self, waiting: list[Method], courses: dict[str, Course]) -> bool:
+        """Start a training that nobody does, or a method; False if there is none."""
+        for work in self._in_order([work for course in courses.values() for work in course.missing]):
+            if self._claim(work.key, self.folder.result(work)):
+                self._mine[work.key] = work, time.monotonic()
+                self.pool.submit(self._training(work))
+                return True
+        for method in waiting:
+            # One process at a time asks for the trials of a method, since each depends on those before.
+            if self.folder.search_result(method).exists() or self.claims.take(search_name(method)):
+                waiting.remove(method)
+                courses[method.name] = Course(self._steps(method))
+                self._read({method.name: courses[method.name]})
+                return True
+        return False
+
+    def _in_order(self, missing: Sequence[Work]) -> list[Work]:
+        """The trainings that are not done here, the one to start first, and then the longest first."""
+        seconds = expected({method.name: self._length(method) for method in self.plan.methods}, self._seconds)
+        now, free = time.monotonic(), self.pool.workers - len(self._mine) - 1
+        busy = [max(0.0, seconds[work.method.name] - (now - began)) for work, began in self._mine.values()]
+        order = [work for work in missing if work.key not in self._mine]
+        order.sort(key=lambda work: -seconds[work.method.name])
+        if order:
+            first = order.pop(next_job([seconds[work.method.name] for work in order], [0.0] * free + busy))
+            order.insert(0, first)
+        return order
+
+    def _claim(self, key: str, result: Path) -> bool:
+        """Claim a piece of work, unless it is done or somebody else does it."""
+        if result.exists() or not self.claims.take(key):
+            return False
+        if result.exists():  # done between the two looks
+            self.claims.drop(key)
+            return False
+        return True
+
+    def _next(self) -> Outcome | None:
+        """The next job of this process to end, or None when it is time to look what others have done."""
+        if self.pool.unfinished:
+            return self.pool.wait_for(LOOK)
+        if not self._waited:
+            self._waited = True
+            self.say("Waiting for what another process does.")
+        time.sleep(LOOK)
+        return None
 
     def _length(self, method: Method) -> int:
         """Roughly how long a training takes, in trunks that a step goes through."""
@@ -100,21 +163,32 @@ class Running:
         trials: list[Trial] = []
         settings: Mapping[tuple[str, ...], Any] = {}
         if self.plan.budget.searches:
-            rate = self.plan.recipe["training"]["lr"]
-            asking = search(method, rate, self.plan.budget, self.criterion, self.folder.store)
-            try:
-                tried = next(asking)
-                while True:
-                    (result,) = yield [Work(method, tried, self.plan.seeds[0])]
-                    tried = asking.send(result)
-            except StopIteration as stop:
-                trials = stop.value
+            trials = yield from self._trials(method)
             settings = best(trials).settings
         # Trees draw nothing at random where there are few rows, so that one seed stands for all.
         seeds = self.plan.seeds[:1] if method.kind == "trees" else self.plan.seeds
         work = [Work(method, settings, seed) for seed in seeds]
         results = yield work
         return Trained(method, trials, work, results)
+
+    def _trials(self, method: Method) -> Generator[list[Work], list[Result], list[Trial]]:
+        """The trials of a method's search: those of a search that is over, or a search."""
+        path = self.folder.search_result(method)
+        if path.exists():
+            return [Trial.from_dict(trial) for trial in _read_json(path)["trials"]]
+        store = self.folder.store(method)
+        store.parent.mkdir(exist_ok=True)
+        asking = search(method, self.plan.recipe["training"]["lr"], self.plan.budget, self.criterion, store)
+        try:
+            tried = next(asking)
+            while True:
+                (result,) = yield [Work(method, tried, self.plan.seeds[0])]
+                tried = asking.send(result)
+        except StopIteration as stop:
+            trials: list[Trial] = stop.value
+        write_json(path, {"trials": [trial.to_dict() for trial in trials]})
+        self.claims.drop(search_name(method))
+        return trials
 
     def _training(self, work: Work) -> Job:
         result = str(self.folder.result(work))
@@ -143,7 +217,7 @@ class Running:
         # A search may draw a setting that the method refuses, such as a rank above a layer's width.
         expected = FAILURES if work.settings else FAILURES[:1]
         if outcome.kind not in expected:
-            raise PoolError(f"'{work.key}' failed: {outcome.kind}: {outcome.error}\n{outcome.trace}")
+            outcome.require_success()
         failed = {"failed": outcome.error, "seconds": outcome.seconds}
         write_json(self.folder.result(work), failed)
         self.say(f"{self.done}: {work.method.name}, seed {work.seed} failed: {outcome.error}")
@@ -154,22 +228,40 @@ class Running:
 
         Only here are test rows written where a worker can read them, and only what has no score yet is scored.
         """
-        final = [
-            (work, result) for of in trained for work, result in zip(of.work, of.results, strict=True)
+        final = {
+            work.key: (work, result) for of in trained for work, result in zip(of.work, of.results, strict=True)
             if "failed" not in result
-        ]  # fmt: skip
-        self.folder.keep_weights([work for work, _ in final])
-        if not built.sources["test"]:
-            return {work.key: {"test": result["validation"], "counts": {}} for work, result in final}
-        missing = [pair for pair in final if not self.folder.test_result(pair[0]).exists()]
+        }  # fmt: skip
+        self._delete_weights(trained, final)
+        if not built.sources[TEST]:
+            return {key: {"test": result["validation"], "counts": {}} for key, (_, result) in final.items()}
+        with self.claims.locked():
+            self.folder.note_opening([work for work, _ in final.values()])
+        missing = [pair for pair in final.values() if not self.folder.test_result(pair[0]).exists()]
         if missing:
             self.say(f"Scoring {len(missing)} trained models on the test rows.")
-            write_rows(built, self.folder.rows, ("test",))
-            outcomes = self.pool.run([self._scoring(work, result) for work, result in missing])
-            for outcome in outcomes.values():
-                if outcome.error is not None:
-                    raise PoolError(f"'{outcome.job.key}' failed: {outcome.kind}: {outcome.error}\n{outcome.trace}")
-        return {work.key: json.loads(self.folder.test_result(work).read_text(encoding="utf-8")) for work, _ in final}
+            write_rows(built, self.rows, (TEST,))
+        while missing or self.pool.unfinished:
+            for work, result in missing:
+                free = self.pool.unfinished < self.pool.workers and work.key not in self._mine
+                if free and self._claim(f"{work.key}.{TEST}", self.folder.test_result(work)):
+                    self._mine[work.key] = work, time.monotonic()
+                    self.pool.submit(self._scoring(work, result))
+            outcome = self._next()
+            if outcome is not None:
+                outcome.require_success()
+                self.claims.drop(f"{self._mine.pop(outcome.job.key)[0].key}.{TEST}")
+            missing = [pair for pair in missing if not self.folder.test_result(pair[0]).exists()]
+        remove_part(self.rows, TEST)
+        return {key: _read_json(self.folder.test_result(work)) for key, (work, _) in final.items()}
+
+    def _delete_weights(self, trained: Sequence[Trained], final: Mapping[str, Any]) -> None:
+        """Delete the weights of settings that were tried and not chosen."""
+        for of in trained:
+            for trial in of.trials:
+                work = Work(of.method, trial.settings, self.plan.seeds[0])
+                if work.key not in final:
+                    self.folder.weights(work).unlink(missing_ok=True)
 
     def _scoring(self, work: Work, result: Result) -> Job:
         goal = str(self.folder.test_result(work))
@@ -180,6 +272,11 @@ class Running:
             return Job(work.key, "polytask.analysis.trees:score_trees", arguments)
         arguments = {"recipe": work.recipe(self.plan.recipe), "weights": str(self.folder.weights(work)), "result": goal}
         return Job(work.key, "polytask.analysis.jobs:score_network", arguments)
+
+
+def _read_json(path: Path) -> Result:
+    found: Result = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def _tree_options(work: Work) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polytask.analysis.folder import Budget
 from polytask.analysis.jobs import Result
+from polytask.analysis.method_result import finite
 from polytask.analysis.methods import Method, defaults_of, space_of
 from polytask.analysis.methods import Path as KeyPath
+from polytask.analysis.plan import Budget
 from polytask.analysis.space import require_optuna
 from polytask.evaluation import Criterion, Scores
 
@@ -34,6 +35,17 @@ class Trial:
     value: float
     seconds: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        settings = [[list(path), value] for path, value in self.settings.items()]
+        return {"settings": settings, "value": finite(self.value), "seconds": self.seconds}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Trial:
+        """What ``to_dict`` wrote."""
+        settings = {tuple(path): value for path, value in plain["settings"]}
+        return cls(settings, math.nan if plain["value"] is None else plain["value"], plain["seconds"])
+
 
 def best(trials: list[Trial]) -> Trial:
     """The best trial; the earlier of equal ones, and the first if none has a value."""
@@ -53,7 +65,7 @@ def search(
         rate: The recipe's learning rate.
         budget: When to stop.
         criterion: Makes one number of validation scores, relative to those of the first trial that has any.
-        store: SQLite file of Optuna's studies; one study a method.
+        store: SQLite file of the method's Optuna study.
 
     Returns:
         All trials in order.

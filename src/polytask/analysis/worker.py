@@ -57,12 +57,13 @@ def _listen(jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
 
 
 def _prepare() -> None:
-    """Train something tiny while the parent still reads the data.
+    """Load what jobs need and train something tiny, while the parent still reads the data.
 
-    PyTorch and scikit-learn load parts of themselves when they are first used, which no job should be charged for.
+    PyTorch loads parts of itself when they are first used, which no job should be charged for.
     """
     import torch
 
+    import polytask.analysis.jobs  # noqa: F401 - what most jobs are found in
     from polytask.data.source import TensorSource
     from polytask.models import MultiTaskModel
     from polytask.sharing import Hard

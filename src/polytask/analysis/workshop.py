@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polytask.analysis.folder import Folder, flat, identity
+from polytask.analysis.folder import Folder
 from polytask.analysis.jobs import Result, write_json
+from polytask.analysis.plan import filled, flat, identity
 from polytask.analysis.pool import Job, Pool, cores
 from polytask.analysis.rows import digest, write_rows
 from polytask.errors import RecipeError, TrainingError, listed
@@ -145,7 +146,8 @@ def _settle(out: Path, kind: str, wanted: Mapping[str, Any]) -> None:
     if not path.exists():
         write_json(path, plain)
         return
-    before, now = flat(json.loads(path.read_text(encoding="utf-8"))), flat(plain)
+    written = json.loads(path.read_text(encoding="utf-8"))
+    before, now = flat({**written, "recipe": filled(written["recipe"], out)}), flat(plain)
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed == ["data"]:
         raise RecipeError(f"'{out}' is of the same recipe on other rows: the data have changed. Choose another --out.")

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from polytask import registry
 from polytask.balancing.base import Balancer, GramianWeighting, JacobianAggregator, LossWeighting, Relook
-from polytask.balancing.engines.rows import exact_products, on_host
+from polytask.balancing.engines.host import on_host
+from polytask.balancing.engines.rows import exact_products
 from polytask.errors import BalancerError
 
 if TYPE_CHECKING:

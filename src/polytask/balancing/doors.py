@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from polytask.balancing.base import Balancer, GramianWeighting, JacobianAggregator, LossWeighting
-from polytask.balancing.engines.rows import exact_products, semi_definite
+from polytask.balancing.engines.host import semi_definite
+from polytask.balancing.engines.rows import exact_products
 from polytask.balancing.making import build
 from polytask.errors import BalancerError, unknown
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from polytask.balancing.base import Balancer, JacobianAggregator, LossWeighting
 from polytask.balancing.doors import check_present
 from polytask.balancing.engines.choose import engine
-from polytask.balancing.engines.core import Options, Sums
+from polytask.balancing.engines.core import Options
 from polytask.balancing.engines.features import FeatureEngine
 from polytask.balancing.engines.gradients import add_gradients
 from polytask.balancing.engines.leaves import own_leaves
 from polytask.balancing.engines.node import Column, Link, aliases, unreached
+from polytask.balancing.engines.sums import Sums
 from polytask.balancing.types import Losses, MicroBatch, Reduce, StepReport
 from polytask.errors import BalancerError, unknown
 

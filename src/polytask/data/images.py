@@ -100,7 +100,7 @@ def read_images(
     bad = {row: image for row, image in enumerate(found) if isinstance(image, str)}
     good = [(row, image) for row, image in enumerate(found) if not isinstance(image, str)]
     if bad and not skip_bad:
-        raise _unreadable(series, bad)
+        raise unreadable(series, bad)
     if not good:
         raise DataError(f"Column '{series.name}' has no image that can be read. {next(iter(bad.values()), '')}.")
     shape = size or good[0][1][1]
@@ -135,11 +135,17 @@ def read_masks(series: pl.Series, size: Sequence[int] | None = None) -> list[NDA
     found = _in_parallel(read, series)
     bad = {row: mask for row, mask in enumerate(found) if isinstance(mask, str)}
     if bad:
-        raise _unreadable(series, bad)
+        raise unreadable(series, bad)
     return found
 
 
-def _unreadable(series: pl.Series, bad: Mapping[int, str]) -> RowError:
+def unreadable(series: pl.Series, bad: Mapping[int, str]) -> RowError:
+    """The error for rows of a column whose files cannot be read.
+
+    Args:
+        series: The column.
+        bad: For each such row, from 0, what is wrong with it.
+    """
     row, problem = next(iter(bad.items()))
     more = f" {len(bad) - 1:,} more records have a fault like this." if len(bad) > 1 else ""
     return RowError(

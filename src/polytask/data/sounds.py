@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import json
 import math
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polytask.data.images import unreadable
 from polytask.data.pretrained import quiet
 from polytask.data.schema import SoundColumn
 from polytask.errors import DataError
@@ -82,45 +84,47 @@ def _extractor(definition: str) -> Any:
 
 def _extracted(made: Any, sounds: list[Samples], rate: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The inputs of some sounds, padded, and how far each one reaches."""
-    spectra = made.model_input_names[0] == "input_features" or hasattr(made, "num_mel_bins")
-    padding = {} if hasattr(made, "num_mel_bins") else {"padding": "max_length" if spectra else True}
-    found = made(sounds, sampling_rate=rate, return_tensors="np", return_attention_mask=True, **padding)
-    values = np.asarray(found[made.model_input_names[0]], dtype=np.float32)
-    if made.model_input_names[0] == "input_features":
+    name = made.model_input_names[0]
+    # Extractors of spectra pad to the length that their model reads, unasked; those of waveforms have to be told.
+    unpadded = name == "input_values" and "padding" in inspect.signature(made.__call__).parameters
+    told = {"padding": True} if unpadded else {}
+    found = made(sounds, sampling_rate=rate, return_tensors="np", return_attention_mask=True, **told)
+    values = np.asarray(found[name], dtype=np.float32)
+    if name == "input_features":
         values = values.swapaxes(1, 2)  # Whisper's spectra have the bands first
     mask = found.get("attention_mask")
-    if mask is None:
-        return values, np.full(len(values), values.shape[1], dtype=np.int64)
-    return values, np.asarray(mask).sum(1).astype(np.int64)
+    heard = np.full(len(values), values.shape[1]) if mask is None else np.asarray(mask).sum(1)
+    return values, heard.astype(np.int64)
 
 
 def _read(series: pl.Series, rate: int) -> list[tuple[Samples, int]]:
     """Samples from -1 to 1 and their rate, of every row."""
-    if isinstance(series.dtype, pl.List | pl.Array):
-        rows = [None if row is None else np.asarray(row, dtype=np.float32) for row in series.to_list()]
-        found: list[tuple[Samples, int] | str] = ["there is no sound" if row is None else (row, rate) for row in rows]
-    elif series.dtype in (pl.String, pl.Categorical, pl.Enum):
+    kind = series.dtype
+    if isinstance(kind, pl.List | pl.Array) and kind.inner.is_numeric():
+        found = [_checked(row.to_numpy(), rate) if row is not None else NOTHING for row in series]
+    elif kind in (pl.String, pl.Categorical, pl.Enum):
         found = [_read_file(source) for source in series.cast(pl.String)]
-    elif series.dtype == pl.Binary:
+    elif kind == pl.Binary:
         found = [_read_file(source) for source in series]
     else:
         raise DataError(
-            f"Column '{series.name}' holds {series.dtype}; a column of sounds holds paths or the bytes of WAV files, "
-            "or lists of samples."
+            f"Column '{series.name}' holds {kind}; a column of sounds holds paths or the bytes of WAV files, or "
+            "lists of samples."
         )
-    good = []
-    for number, one in enumerate(found, start=1):
-        problem = one if isinstance(one, str) else _fault(one[0])
-        if problem or isinstance(one, str):
-            raise DataError(f"Record {number}, column '{series.name}': {problem}.")
-        good.append(one)
-    return good
+    bad = {row: what for row, what in enumerate(found) if isinstance(what, str)}
+    if bad:
+        raise unreadable(series, bad)
+    return [one for one in found if not isinstance(one, str)]
 
 
-def _fault(samples: Samples) -> str:
-    if samples.ndim != 1 or len(samples) == 0:
-        return f"a sound is a list of samples, one or more; the array has the shape {list(samples.shape)}"
-    return "" if np.isfinite(samples).all() else "the sound holds NaN or infinite samples"
+NOTHING = "there is no sound"
+
+
+def _checked(values: NDArray[Any], rate: int) -> tuple[Samples, int] | str:
+    samples = np.asarray(values, dtype=np.float32)
+    if len(samples) == 0:
+        return "the sound is empty"
+    return (samples, rate) if np.isfinite(samples).all() else "the sound holds NaN or infinite samples"
 
 
 def _read_file(source: str | bytes | None) -> tuple[Samples, int] | str:
@@ -128,7 +132,7 @@ def _read_file(source: str | bytes | None) -> tuple[Samples, int] | str:
     from scipy.io import wavfile
 
     if source is None:
-        return "there is no sound"
+        return NOTHING
     if isinstance(source, str) and not Path(source).is_file():
         return f"there is no sound file '{source}'"
     name = f"'{source}'" if isinstance(source, str) else "what it holds"
@@ -144,7 +148,7 @@ def _read_file(source: str | bytes | None) -> tuple[Samples, int] | str:
     elif values.dtype.kind == "i":
         values = values.astype(np.float32) / -float(np.iinfo(values.dtype).min)
     # Of several channels the mean is heard.
-    return np.asarray(values.mean(1) if values.ndim == 2 else values, dtype=np.float32), int(rate)
+    return _checked(values.mean(1) if values.ndim == 2 else values, int(rate))
 
 
 def _at_rate(samples: Samples, rate: int, wanted: int) -> Samples:

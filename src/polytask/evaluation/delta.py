@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from polytask.errors import DataError, unknown
-from polytask.tasks.metrics import mean_defined
+from polytask.tasks.metrics import mean_defined, ranks
 from polytask.tasks.task import Task
 
 Values = Mapping[str, Mapping[str, float | None]] | Mapping[str, Mapping[str, float]]
@@ -116,13 +116,12 @@ def mean_rank(table: Mapping[str, Values], tasks: Mapping[str, Task] | Direction
     """
     if not table:
         raise DataError("mean_rank needs at least one method in its table.")
-    from scipy.stats import rankdata
-
     columns = []
     for task, metric, higher in _pairs(_directions(tasks)):
         values = np.array([_value(of, task, metric, f"method '{method}'") for method, of in table.items()])
         if not np.isnan(values).any():
-            columns.append(rankdata(-values if higher else values))
+            # A value alone takes up the place from 0 to 1, and its middle stands for rank 1.
+            columns.append(ranks(-values if higher else values, None) + 0.5)
     if not columns:
         return dict.fromkeys(table, math.nan)
     return dict(zip(table, np.mean(columns, 0).tolist(), strict=True))

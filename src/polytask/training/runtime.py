@@ -33,30 +33,37 @@ class Runtime:
     """
 
     def __init__(self, device: str = "auto", precision: str = "32"):
-        from lightning_fabric import Fabric
-
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         kind, _, number = device.partition(":")
         if kind not in ("auto", "cpu", "cuda", "mps"):
             raise RecipeError(f"training.device is '{device}'. Use auto, cpu, cuda, cuda:NUMBER or mps.")
         if kind == "cuda" and not torch.cuda.is_available():
             raise RecipeError("training.device is 'cuda' but PyTorch sees no CUDA device. Use 'auto' or 'cpu'.")
+        self._mixed = str(precision) == "bf16-mixed"
+        on_cpu = kind == "cpu" or (kind == "auto" and not torch.accelerator.is_available())
+        self.device, self.rank = torch.device("cpu"), 0
+        if not on_cpu or self._mixed or self.world > 1:
+            # Importing Fabric takes a second, and there one process in float32 has no use for it.
+            self._join(kind, [int(number)] if number else None)
+
+    def _join(self, kind: str, devices: list[int] | None) -> None:
+        """Let Fabric find the device, the precision and the other processes."""
+        from lightning_fabric import Fabric
+
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         with warnings.catch_warnings():
             # Fabric advises on data loaders and nodes; polytask has neither here.
             warnings.simplefilter("ignore")
             self._fabric = Fabric(
                 accelerator=kind,
-                devices=[int(number)] if number else local,
+                devices=devices or local,
                 num_nodes=self.world // local,
                 strategy="ddp" if self.world > 1 else "auto",
-                precision="bf16-mixed" if str(precision) == "bf16-mixed" else "32-true",
+                precision="bf16-mixed" if self._mixed else "32-true",
             )
             if self.world > 1:
                 self._fabric.launch()
-        self.device: torch.device = self._fabric.device
-        self.rank: int = self._fabric.global_rank
-        self._mixed = str(precision) == "bf16-mixed"
+        self.device, self.rank = self._fabric.device, self._fabric.global_rank
 
     @property
     def is_main(self) -> bool:

@@ -47,14 +47,15 @@ def test_piecewise_linear_is_equation_1():
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_embedded_columns_use_their_own_bins():
-    edges = [[-1.0, 0.0, 0.5, 2.0], [-2.0, 2.0], [0.0]]
+@pytest.mark.parametrize("bins", [(3, 1, 1), (3, 1, 3, 2, 1), (2, 2)], ids=str)
+def test_embedded_columns_use_their_own_bins(bins):
+    edges = [torch.linspace(-2, 2, count + 1).tolist() if count > 1 else [0.0] for count in bins]
     module, plain = PiecewiseLinear(edges, width=5), PiecewiseLinear(edges)
-    x = torch.randn(7, 3)
-    parts = plain(x).split([3, 1, 1], dim=1)
+    x = torch.randn(7, len(bins))
+    parts = plain(x).split(bins, dim=1)
     expected = [(p @ module.weight[i, : p.shape[1]] + module.bias[i]).relu() for i, p in enumerate(parts)]
     torch.testing.assert_close(module(x), torch.cat(expected, 1))
-    assert module.out_features == 15
+    assert module.out_features == 5 * len(bins)
 
 
 def test_edges_have_to_rise():

@@ -13,6 +13,8 @@ from polytask.data.schema import ImageColumn, TableSchema
 from polytask.errors import DataError, RecipeError
 from polytask.models import MultiTaskModel
 from polytask.models.encoders import hub
+from polytask.recipes.build import build
+from polytask.recipes.load import load_recipe
 from polytask.tasks import binary, segmentation
 
 SIZE = 32
@@ -173,6 +175,8 @@ def test_wrong_options_and_models_are_named(folders, tmp_path):
         hub(schema(), str(folders["resnet"]), pool="first")
     with pytest.raises(RecipeError, match=r"reads images with 3 channels; the column has 1. Say colour: rgb"):
         hub(schema(channels=1), vit)
+    with pytest.raises(RecipeError, match=r"cannot read images of 4 x 4 pixels: .* size, such as .* size: \[32, 32\]"):
+        hub(schema((4, 4)), vit)
     with pytest.raises(RecipeError, match=r"hub needs model"):
         hub(schema())
     with pytest.raises(DataError, match=r"'hub' reads one column .* the inputs are: a, b"):
@@ -230,6 +234,21 @@ def test_a_recipe_trains_on_it_and_its_bundle_needs_no_model(table, folders, tmp
     assert predictor.preprocessor.schema.images[0].size == (SIZE, SIZE)
     found = predictor.predict(table)
     assert (found["bright"] == pl.read_csv(table)["bright"]).mean() > 0.9
+
+
+def test_as_a_part_of_fusion_its_size_is_found(table, folders):
+    recipe = {
+        "data": {"table": str(table)},
+        "inputs": {"photo": "image", "number": "category"},
+        "tasks": {"red": {"type": "binary"}},
+        "model": {"encoder": {"name": "fusion", "parts": {"photo": {"name": "hub", "model": str(folders["swin"])}}}},
+    }
+    frame = pl.read_csv(table)
+    frame.with_columns(number=pl.Series(["a", "b"] * (frame.height // 2))).write_csv(table)
+    built = build(load_recipe(recipe))
+    assert built.schema.images[0].size == (SIZE, SIZE)
+    inputs = built.sources["train"][0].example
+    assert built.model.sharing.encoder(inputs).shape == (2, 128)
 
 
 def test_freezing_low_rank_corrections_and_adapters(folders):

@@ -16,6 +16,8 @@ from polytask.data.source import TensorSource
 from polytask.errors import DataError, RecipeError
 from polytask.models import MultiTaskModel
 from polytask.models.encoders import hub
+from polytask.recipes.build import build
+from polytask.recipes.load import load_recipe
 from polytask.tasks import binary
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -206,8 +208,9 @@ def test_bad_sounds_are_named(folders, tmp_path):
         ([good, str(tmp_path / "no.wav")], r"Record 2, column 's': there is no sound file '.*no\.wav'"),
         ([good, str(tmp_path / "bad.wav")], r"Record 2, column 's': '.*bad\.wav' cannot be read as a WAV file"),
         ([[0.1, 0.2], None], r"Record 2, column 's': there is no sound"),
-        ([[0.1], []], r"Record 2, column 's': a sound is a list of samples, one or more; .* shape \[0\]"),
+        ([[0.1], [], []], r"Record 2, column 's': the sound is empty. 1 more records"),
         ([[0.1, float("nan")]], r"Record 1, column 's': the sound holds NaN"),
+        ([["a"]], r"Column 's' holds List.String.; a column of sounds holds paths"),
         ([1.0], r"Column 's' holds Float64; a column of sounds holds paths"),
     ):
         with pytest.raises(DataError, match=text):
@@ -218,6 +221,23 @@ def test_bad_sounds_are_named(folders, tmp_path):
         InputSpec("audio", seconds=0)
     with pytest.raises(DataError, match=r"needs config.json, model.safetensors and preprocessor_config.json"):
         fit([good], extractor=str(tmp_path))
+
+
+def test_bad_sounds_are_skipped_where_the_recipe_allows_it(folders, tmp_path):
+    rows = [{"clip": f"{number}.wav", "high": number % 2} for number in range(20)]
+    for row in rows[2:]:
+        write(tmp_path / row["clip"], sounds(400)[0])
+    pl.DataFrame(rows).write_csv(tmp_path / "clips.csv")
+    recipe = {
+        "data": {"table": str(tmp_path / "clips.csv"), "split": {"validation": 0.0, "test": 0.0}, "on_bad": "skip"},
+        "tasks": {"high": {"type": "binary"}},
+        "model": {"encoder": {"name": "hub", "model": str(folders["hubert"])}},
+    }
+    with pytest.warns(UserWarning, match=r"Skipped 2 of 20 rows .* Record 1, column 'clip': there is no sound file"):
+        built = build(load_recipe(recipe))
+    (source,) = built.sources["train"]
+    assert len(source) == 18
+    assert source.rows.targets["high"].tolist() == [0.0, 1.0] * 9
 
 
 def test_wrong_options_and_models_are_named(folders, tmp_path):

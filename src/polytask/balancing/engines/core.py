@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from polytask.balancing.base import Balancer, GramianWeighting
 from polytask.balancing.engines.heads import heads_only, plain_tap, rows_of, stacked
+from polytask.balancing.engines.host import lost_digits
 from polytask.balancing.engines.layers import layer_products, shared_layers
+from polytask.balancing.engines.own import own_optimizer
 from polytask.balancing.engines.replay import RandomState, Replay
-from polytask.balancing.engines.rows import exact_products, lost_digits, products
+from polytask.balancing.engines.rows import exact_products, products
+from polytask.balancing.engines.sums import Sums, merged
 from polytask.balancing.types import Figures, Losses, MicroBatch, Parameters, Reduce, StepReport
 from polytask.errors import BalancerError, unknown
 
 PLACES = ("parameters", "last", "features")
 RESCALES = ("none", "mean", "sum")
 ACCUMULATES = ("exact", "micro")
-OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "rmsprop": "RMSprop"}
-FUSED = ("adam", "adamw", "sgd")
-"""Those that PyTorch has as one kernel."""
 
 
 @dataclass(frozen=True)
@@ -37,35 +37,6 @@ class Options:
     reduce: Reduce | None = None
     memory_budget: int = 2**30
     features_ok: bool = True
-
-
-def own_optimizer(balancer: Balancer, given: Mapping[str, Any] | None) -> torch.optim.Optimizer | None:
-    """The optimizer of a method's learned weights; None if it learns none.
-
-    Raises:
-        BalancerError: for an unknown optimizer or option, or one that would have nothing to do.
-    """
-    learned = list(balancer.parameters())
-    if not learned:
-        if given is not None:
-            raise BalancerError(
-                f"'{type(balancer).__name__}' has no learned weights, so 'optimizer' would do nothing. Leave it out."
-            )
-        return None
-    options = {"name": "adam", "lr": balancer.own_rate, **(given or {})}
-    name = str(options.pop("name")).lower()
-    if name not in OPTIMIZERS:
-        raise BalancerError(f"optimizer: {unknown('optimizer', name, OPTIMIZERS)}")
-    # AdamW decays by default; decay would pull learned weights towards a value that means nothing.
-    options.setdefault("weight_decay", 0.0)
-    if name in FUSED and not {"fused", "foreach"} & options.keys():
-        # One kernel in place of eight; a step of a small model feels them.
-        options["fused"] = all(p.device.type in ("cpu", "cuda") for p in learned)
-    try:
-        made: torch.optim.Optimizer = getattr(torch.optim, OPTIMIZERS[name])(learned, **options)
-    except TypeError as error:
-        raise BalancerError(f"optimizer '{name}': {error}.") from error
-    return made
 
 
 class BaseEngine(ABC):
@@ -301,42 +272,3 @@ class BaseEngine(ABC):
         self._count = int(state["count"])
         kept = state["kept_tasks"]
         self._kept = None if kept is None else (tuple(kept), state["kept_weights"])
-
-
-class Sums:
-    """Adds up the micro-batches' shares of every task's loss."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, Tensor] = {}
-
-    def add(self, losses: Losses) -> None:
-        """Add one micro-batch's shares, detached."""
-        for task, loss in (losses.tasks if losses.plain is None else losses.plain).items():
-            share = loss.detach()
-            self.values[task] = self.values[task] + share if task in self.values else share
-
-    def stack(self, tasks: Sequence[str]) -> Tensor:
-        """One vector in the order of ``tasks``, float32 or better."""
-        return full(joined(self.values, tasks))
-
-
-def joined(losses: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
-    """The losses of those ``tasks`` that have one, as one tensor."""
-    return torch.stack([losses[task] for task in tasks if task in losses])
-
-
-def full(losses: Tensor) -> Tensor:
-    """Losses in float32 or better."""
-    return losses if losses.dtype == torch.float64 else losses.float()
-
-
-def merged(reports: Sequence[StepReport]) -> StepReport:
-    """One report of a step whose micro-batches were solved by themselves: losses add, weights average."""
-    losses: dict[str, Tensor] = {}
-    weights: dict[str, list[Tensor]] = {}
-    for report in reports:
-        for task, loss in report.losses.items():
-            losses[task] = losses[task] + loss if task in losses else loss
-        for task, weight in report.weights.items():
-            weights.setdefault(task, []).append(weight)
-    return StepReport(losses, {task: torch.stack(of).mean() for task, of in weights.items()})

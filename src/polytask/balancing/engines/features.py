@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from polytask.balancing.base import JacobianAggregator
-from polytask.balancing.engines.core import Sums
 from polytask.balancing.engines.gradients import (
     GradientEngine,
     add_gradients,
@@ -19,9 +18,11 @@ from polytask.balancing.engines.gradients import (
     roots,
 )
 from polytask.balancing.engines.heads import heads_only, plain_tap, rows_of
+from polytask.balancing.engines.host import check_finite
 from polytask.balancing.engines.jacobian import Jacobian
 from polytask.balancing.engines.node import Column, Combine, Link, aliases, unreached
-from polytask.balancing.engines.rows import check_finite, column_products, column_sum, exact_products, products
+from polytask.balancing.engines.rows import column_products, column_sum, exact_products, products
+from polytask.balancing.engines.sums import Sums
 from polytask.balancing.types import Losses, MicroBatch, StepReport
 from polytask.errors import BalancerError
 

@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from polytask.balancing.base import GramianWeighting
-from polytask.balancing.engines.core import BaseEngine, Sums, joined
+from polytask.balancing.engines.core import BaseEngine
 from polytask.balancing.engines.heads import plain_tap
+from polytask.balancing.engines.host import (
+    check_finite,
+    lost_digits,
+    on_host,
+    semi_definite,
+    symmetrised,
+    update_norm,
+)
 from polytask.balancing.engines.jacobian import add_gradient
 from polytask.balancing.engines.losses import backward_weighted
-from polytask.balancing.engines.rows import check_finite, lost_digits, on_host, semi_definite, symmetrised
+from polytask.balancing.engines.sums import Sums, joined
 from polytask.balancing.types import Losses, MicroBatch, StepReport
 from polytask.errors import BalancerError
 
@@ -128,7 +137,7 @@ def check_weights(method: str, weights: Tensor, tasks: Sequence[str]) -> None:
             f"'{method}' returned weights of shape {list(weights.shape)} for {len(tasks)} present tasks. "
             "Return one weight a task."
         )
-    if not bool(weights.isfinite().all()):
+    if not np.isfinite(weights.numpy()).all():
         found = dict(zip(tasks, weights.tolist(), strict=True))
         raise BalancerError(f"'{method}' returned weights that are not finite: {found}.")
 
@@ -146,11 +155,6 @@ def scale(gramian: Tensor, weights: Tensor, rescale_to: str) -> float:
         return 1.0
     ones = torch.ones_like(weights)
     return update_norm(gramian, ones / len(ones) if rescale_to == "mean" else ones) / norm
-
-
-def update_norm(gramian: Tensor, weights: Tensor) -> float:
-    """Norm of the weighted sum of the gradients, from their Gramian."""
-    return float((weights @ gramian @ weights).clamp_min(0).sqrt())
 
 
 def report(

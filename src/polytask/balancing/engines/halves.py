@@ -8,10 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from polytask.balancing.engines.core import BaseEngine, Sums
+from polytask.balancing.engines.core import BaseEngine
 from polytask.balancing.engines.heads import plain_tap
 from polytask.balancing.engines.jacobian import Jacobian
 from polytask.balancing.engines.rows import BLOCK
+from polytask.balancing.engines.sums import Sums
 from polytask.balancing.types import Losses, MicroBatch, Reduce
 
 

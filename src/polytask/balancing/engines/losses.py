@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from polytask.balancing.base import LossWeighting
-from polytask.balancing.engines.core import BaseEngine, Sums, full, joined
+from polytask.balancing.engines.core import BaseEngine
 from polytask.balancing.engines.halves import Halves
 from polytask.balancing.engines.heads import plain_tap
+from polytask.balancing.engines.sums import Sums, full, joined
 from polytask.balancing.types import Losses, MicroBatch, StepReport
 from polytask.errors import BalancerError
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from polytask.balancing.base import Balancer
-from polytask.balancing.engines.core import Options, Sums
+from polytask.balancing.engines.core import Options
 from polytask.balancing.engines.ghost import Layer, ghost_products, used_once
 from polytask.balancing.engines.gradients import GradientEngine, add_gradients, gradients
+from polytask.balancing.engines.sums import Sums
 from polytask.balancing.types import Losses, Parameters, StepReport
 
 

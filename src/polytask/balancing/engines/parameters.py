@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from polytask.balancing.base import Balancer, JacobianAggregator
-from polytask.balancing.engines.core import Options, Sums
+from polytask.balancing.engines.core import Options
 from polytask.balancing.engines.ghost import FEWEST_TASKS, linear_layers, pays, recorded, write_weighted
 from polytask.balancing.engines.gradients import GradientEngine, add_gradients, backward_penalty, gradients, report
 from polytask.balancing.engines.halves import cross_products
 from polytask.balancing.engines.heads import plain_tap
+from polytask.balancing.engines.host import check_finite
 from polytask.balancing.engines.jacobian import Jacobian, blocks_of
 from polytask.balancing.engines.outputs import OutputEngine
-from polytask.balancing.engines.rows import check_finite, exact_products, products
+from polytask.balancing.engines.rows import exact_products, products
+from polytask.balancing.engines.sums import Sums
 from polytask.balancing.types import Losses, MicroBatch, Parameters, StepReport
 
 OUTPUTS = ", from those of the layers' outputs where a step has at most half as many rows as inputs"

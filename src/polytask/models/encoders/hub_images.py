@@ -89,6 +89,8 @@ class HubImages(Staged):
         size: Height and width of the images.
     """
 
+    channel_dim = 1
+
     def __init__(
         self,
         loaded: Any,
@@ -112,16 +114,7 @@ class HubImages(Staged):
         self.norm: nn.Module = getattr(loaded, "layernorm", nn.Identity())
         self.grid, self.specials = (0, 0), 0
         example = torch.linspace(-2.0, 2.0, int(loaded.config.num_channels) * size[0] * size[1]).sin()
-        example = example.view(1, -1, *size)
-        self.eval()
-        with torch.no_grad():
-            self._check_same(loaded, example, size)
-            self.stages = kept(self.stages, layers, model)
-            if isinstance(self.norm, nn.LayerNorm) and len(self.stages) < len(stages):
-                width = self._through(example).shape[self.channel_dim]
-                self.norm = self.norm if self.norm.normalized_shape == (width,) else nn.Identity()
-            shape = tuple(self.as_map(self._through(example)).shape[1:])
-        self.train()
+        shape = self._cut(loaded, example.view(1, -1, *size), layers, model)
         choices = (*(("first",) if self.specials else ()), "mean", "max", "map")
         self.pool = choices[0] if pool is None else pool
         check_pool(self.pool, choices)
@@ -130,7 +123,18 @@ class HubImages(Staged):
         options = {"config": plain_config(loaded), "layers": layers, "pool": self.pool, "pixels": self._settings}
         registry.mark(self, "hub", options)
 
-    channel_dim = 1
+    def _cut(self, loaded: Any, example: Tensor, layers: int | None, model: str | None) -> tuple[int, ...]:
+        """Compare the stages with the model, keep the first ``layers``; the shape of the map that they end in."""
+        self.eval()
+        with torch.no_grad():
+            self._check_same(loaded, example)
+            self.stages = kept(self.stages, layers, model)
+            state = self._through(example)
+            if isinstance(self.norm, nn.LayerNorm) and self.norm.normalized_shape != (state.shape[self.channel_dim],):
+                self.norm = nn.Identity()
+            shape = tuple(self.as_map(state).shape[1:])
+        self.train()
+        return shape
 
     @staticmethod
     def parts(loaded: Any) -> list[nn.Module] | None:
@@ -168,7 +172,7 @@ class HubImages(Staged):
             state = stage(state)
         return state
 
-    def _check_same(self, loaded: Any, example: Tensor, size: tuple[int, int]) -> None:
+    def _check_same(self, loaded: Any, example: Tensor) -> None:
         """Check on an image that stem and stages make up the model.
 
         Raises:
@@ -177,10 +181,10 @@ class HubImages(Staged):
         try:
             whole = loaded(example, **self._stretch).last_hidden_state
         except (ValueError, RuntimeError) as error:
-            own = list(_own_size(loaded.config)) or "[224, 224]"
+            high, wide = example.shape[2:]
             raise RecipeError(
-                f"hub: the model cannot read images of {size[0]} x {size[1]} pixels: {error}. Give the input another "
-                f"size, such as {{kind: image, size: {own}}}."
+                f"hub: the model cannot read images of {high} x {wide} pixels: {error}. Give the input another size, "
+                f"such as {{kind: image, size: {list(_own_size(loaded.config)) or [224, 224]}}}."
             ) from None
         try:
             state = self._through(example)
@@ -277,10 +281,10 @@ class Patches(HubImages):
         """The map, or one vector an image."""
         return self.norm(state[:, 0]) if self.pool == "first" else super().end(state)
 
-    def _check_same(self, loaded: Any, example: Tensor, size: tuple[int, int]) -> None:
-        super()._check_same(loaded, example, size)
+    def _check_same(self, loaded: Any, example: Tensor) -> None:
+        super()._check_same(loaded, example)
         patch = int(loaded.config.patch_size)
-        self.grid = (size[0] // patch, size[1] // patch)
+        self.grid = (example.shape[2] // patch, example.shape[3] // patch)
         self.specials = self._embedded(example).shape[1] - self.grid[0] * self.grid[1]
 
 

@@ -53,13 +53,17 @@ class PiecewiseLinear(nn.Module):
         if width is not None:
             if width < 1:
                 raise RecipeError(f"A number embedding of width {width} cannot be built; widths start at 1.")
-            # Columns have different numbers of bins; empty ones let a single product serve all columns.
-            bins = [rows + [(0.0, 0.0, 0.0, 0.0)] * (self.bins - len(rows)) for rows in bins]
+            # A column with fewer bins than another leaves the last rows of its weights unread.
             self.weight = nn.Parameter(torch.empty(self.columns, self.bins, width))
             self.bias = nn.Parameter(torch.empty(self.columns, 1, width))
-            self._used = [sum(row != (0.0, 0.0, 0.0, 0.0) for row in rows) for rows in bins]
-        flat = torch.tensor([row for rows in bins for row in rows], dtype=torch.float64).reshape(-1, 4).T
-        which = torch.tensor([index for index, rows in enumerate(bins) for _ in rows], dtype=torch.int64)
+        self._used = [len(rows) for rows in bins]
+        # Columns with equally many bins share one product, so they lie side by side.
+        order = list(range(self.columns))
+        if width is not None:
+            order.sort(key=self._used.__getitem__)
+        self._groups = [(count, list(group)) for count, group in itertools.groupby(order, self._used.__getitem__)]
+        flat = torch.tensor([row for index in order for row in bins[index]], dtype=torch.float64).reshape(-1, 4).T
+        which = torch.tensor([index for index in order for _ in bins[index]], dtype=torch.int64)
         self.register_buffer("column", which, persistent=False)
         for name, values in zip(("slope", "left", "lowest", "highest"), flat, strict=True):
             # They follow from the schema, so a state dict need not hold them.
@@ -79,14 +83,31 @@ class PiecewiseLinear(nn.Module):
     def forward(self, numbers: Tensor) -> Tensor:
         """Numbers ``[rows, d]`` to ``[rows, out_features]``."""
         # One gather over all bins of all columns; the bounds are infinite at the ends. Subtracting first
-        # keeps the digits of narrow bins.
-        encoded = (numbers.index_select(1, self.column) - self.left) * self.slope
-        encoded = encoded.clamp(self.lowest, self.highest)
+        # keeps the digits of narrow bins. In place, since there may be thousands of bins: new memory for every
+        # operation takes longer than the operation.
+        encoded = numbers.index_select(1, self.column).sub_(self.left).mul_(self.slope)
+        encoded = encoded.clamp_(self.lowest, self.highest)
         if self.width is None:
             return encoded
-        by_column = encoded.view(-1, self.columns, self.bins).transpose(0, 1)
-        embedded = torch.baddbmm(self.bias, by_column, self.weight).relu()
-        return embedded.transpose(0, 1).flatten(1)
+        if len(self._groups) == 1:
+            by_column = encoded.view(-1, self.columns, self.bins).transpose(0, 1)
+            return torch.baddbmm(self.bias, by_column, self.weight).relu().transpose(0, 1).flatten(1)
+        return torch.cat(self._embedded(encoded), 1).relu()
+
+    def _embedded(self, encoded: Tensor) -> list[Tensor]:
+        """Each column's embedding before the ReLU, ``[rows, width]``, in the order of the columns."""
+        weight, bias = self.weight.unbind(), self.bias.unbind()
+        found: dict[int, Tensor] = {}
+        parts = encoded.split_with_sizes([count * len(group) for count, group in self._groups], 1)
+        for part, (count, group) in zip(parts, self._groups, strict=True):
+            if len(group) == 1:
+                found[group[0]] = torch.addmm(bias[group[0]], part, weight[group[0]][:count])
+                continue
+            by_column = part.view(-1, len(group), count).transpose(0, 1)
+            of_group = [torch.stack([values[index] for index in group]) for values in (bias, weight)]
+            products = torch.baddbmm(of_group[0], by_column, of_group[1][:, :count])
+            found.update(zip(group, products.unbind(), strict=True))
+        return [found[index] for index in range(self.columns)]
 
 
 def _bins(index: int, edges: Sequence[float]) -> list[tuple[float, float, float, float]]:

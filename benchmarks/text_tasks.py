@@ -1,9 +1,10 @@
 """One model for all tasks of a text recipe, against one model a task: test scores over seeds.
 
-The settings are those of the recipe for every form; nothing is chosen here. A run is one line of the log, written
-when it ends, so a comparison that was stopped goes on where it was.
+The settings are those of the recipe for every form, with what ``--set`` changes; nothing is chosen here. A run is one
+line of the log, written when it ends, so a comparison that was stopped goes on where it was.
 
     python benchmarks/text_tasks.py recipes/atis.yaml [--seeds 0 1 2] [--out benchmarks/out/text_tasks.jsonl]
+        [--set training.epochs=4]
     python benchmarks/text_tasks.py recipes/atis.yaml --table
 """
 
@@ -30,13 +31,13 @@ def forms(recipe: Path) -> dict[str, list[str]]:
     return {"together": tasks, **{f"{task} alone": [task] for task in tasks}}
 
 
-def read(log: Path, recipe: Path) -> list[dict[str, Any]]:
-    """The lines of the log that are of the recipe."""
+def read(log: Path, recipe: Path, changes: list[str]) -> list[dict[str, Any]]:
+    """The lines of the log that are of the recipe with these changes."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    return [row for row in map(json.loads, lines) if row["recipe"] == recipe.name]
+    return [row for row in map(json.loads, lines) if (row["recipe"], row.get("set", [])) == (recipe.name, changes)]
 
 
-def measure(recipe: Path, form: str, tasks: list[str], seed: int) -> dict[str, Any]:
+def measure(recipe: Path, changes: list[str], form: str, tasks: list[str], seed: int) -> dict[str, Any]:
     """Train one model and score its test rows."""
     plain = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     if "inputs" not in plain:
@@ -44,11 +45,13 @@ def measure(recipe: Path, form: str, tasks: list[str], seed: int) -> dict[str, A
     plain = subset_recipe(plain, tasks)
     with tempfile.TemporaryDirectory() as folder:
         started = time.process_time()
-        run = pt.run(plain, overrides=[f"training.seed={seed}"], out=Path(folder) / "run", progress=False)
+        overrides = [*changes, f"training.seed={seed}"]
+        run = pt.run(plain, overrides=overrides, out=Path(folder) / "run", progress=False)
         seconds = time.process_time() - started
         assert run.path is not None
         scores = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
-    return {"recipe": recipe.name, "form": form, "seed": seed, "cpu_seconds": round(seconds), **scores}
+    found = {"recipe": recipe.name, "set": changes, "form": form, "seed": seed}
+    return {**found, "cpu_seconds": round(seconds), **scores}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -68,18 +71,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--table", action="store_true", help="print the log and run nothing")
     asked = parser.parse_args()
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    done = {(row["form"], row["seed"]) for row in read(asked.out, asked.recipe)}
+    done = {(row["form"], row["seed"]) for row in read(asked.out, asked.recipe, asked.set)}
     for seed in () if asked.table else asked.seeds:
         for form, tasks in forms(asked.recipe).items():
             if (form, seed) not in done:
-                row = measure(asked.recipe, form, tasks, seed)
+                row = measure(asked.recipe, asked.set, form, tasks, seed)
                 with asked.out.open("a", encoding="utf-8") as log:
                     log.write(json.dumps(row) + "\n")
-    print(table(read(asked.out, asked.recipe)))
+    print(table(read(asked.out, asked.recipe, asked.set)))
 
 
 if __name__ == "__main__":

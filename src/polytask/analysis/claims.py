@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import re
+import shutil
 import threading
 import time
 import uuid
@@ -72,12 +73,11 @@ class Claims:
         with self.locked():
             self._life.release()
             self._forget(self.owner)
-            alone = not self.owners()
+            if not self.owners():
+                shutil.rmtree(self._claims, ignore_errors=True)
             for claim in self._claims.glob("*.claim"):
-                if alone or _text(claim) == self.owner:
+                if _text(claim) == self.owner:
                     claim.unlink(missing_ok=True)
-            if alone:
-                self._claims.rmdir()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -104,6 +104,8 @@ class Claims:
             owner = _text(claim)
             if owner and owner != self.owner and self.lives(owner):
                 return False
+            # Others may have taken this process for gone and tidied up, if its machine slept.
+            claim.parent.mkdir(exist_ok=True)
             claim.write_text(self.owner, encoding="utf-8")
         return True
 

@@ -47,8 +47,7 @@ class Claims:
     """
 
     def __init__(self, folder: Path):
-        machine = re.sub(r"\W+", "-", f"{platform.node()}-{uuid.getnode():x}")
-        self.owner = f"{machine}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        self.owner = f"{_machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         self._folder, self._claims = folder, folder / CLAIMS
         self._seen: dict[str, tuple[str, float]] = {}
         self._ended = threading.Event()
@@ -156,6 +155,14 @@ class Claims:
 
     def _file(self, name: str, kind: str) -> Path:
         return self._claims / f"{name}.{kind}"
+
+
+def _machine() -> str:
+    """A name of this machine that its processes agree on."""
+    address = uuid.getnode()
+    # Python makes one up, another one in each process, where it finds none; then this bit is set.
+    known = not address >> 40 & 1
+    return re.sub(r"\W+", "-", f"{platform.node()}-{address:x}" if known else platform.node()) or "machine"
 
 
 def _text(path: Path) -> str:

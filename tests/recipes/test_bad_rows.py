@@ -108,6 +108,25 @@ def test_rows_of_texts_and_tags(tmp_path, changes, message):
     assert all((source.rows.targets["slots"] >= 0).all() for (source,) in built.sources.values())
 
 
+def test_lines_of_a_column_file(tmp_path):
+    good, poor = "fly O\nOslo B-CITY\n", "go O\nRome B-CITY extra\nnow O\n"
+    files = {"train": [good, poor, good], "validation": ["only\n", good, good], "test": [good, good]}
+    for part, found in files.items():
+        (tmp_path / part).write_text("-DOCSTART- O\n\n" + "\n".join(found))
+    data = {part: str(tmp_path / part) for part in files} | {"format": "conll", "columns": ["words", "slots"]}
+    plain = {"tasks": {"slots": {"type": "tagging"}}, "inputs": {"words": "text"}, "model": {"encoder": ENCODER}}
+    with pytest.raises(DataError, match=r"Line 7 of '.*train' has 3 fields, but 2 were expected \(words, slots\)"):
+        build(load_recipe({**plain, "data": data}))
+    with pytest.warns(UserWarning, match=r"Skipped 1 of 3 rows .* Record \d, line \d has \d fields") as caught:
+        built = build(load_recipe({**plain, "data": {**data, "on_bad": "skip"}}))
+    assert [len(built.sources[part][0]) for part in files] == [2, 2, 2]
+    assert "Record 2, line 7 has 3 fields, but 2 were expected (words, slots): 'Rome B-CITY extra'." in str(
+        caught[0].message
+    )
+    assert "Record 1, line 3 has 1 fields, but 2 were expected (words, slots): 'only'." in str(caught[1].message)
+    assert built.schema.texts[0].words == ("fly", "oslo")
+
+
 def test_boxes_outside_of_their_image(tmp_path):
     boxes = [json.dumps([{"label": "cup", "box": [1, 1, 5, 6]}])] * 24
     boxes[0], boxes[3], boxes[6] = "[{}]", boxes[3].replace("[1, 1", "[-1, 1"), "no json"

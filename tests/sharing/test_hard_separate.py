@@ -1,9 +1,12 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+import polytask as pt
 from polytask import registry
 from polytask.errors import RecipeError
+from polytask.models.encoders import resnet18
 from polytask.sharing import Hard, Separate, Sharing, identity
 from polytask.sharing.separate import reset_parameters
 
@@ -159,3 +162,16 @@ def test_any_sharing_can_be_extracted_for_one_task():
     sharing.setup(["a", "b"], None)
     x = torch.randn(5, 3)
     torch.testing.assert_close(sharing.extract("b")(x), sharing.encoder(x) * sharing.scale["b"])
+
+
+@pytest.mark.parametrize("name", ["separate", "mmoe", "cross_stitch"])
+def test_copies_of_a_network_with_published_weights_start_from_them(name, tmp_path):
+    first = resnet18(small_images=True)
+    save_file(first.state_dict(), tmp_path / "published.safetensors")
+    encoder = resnet18(small_images=True, weights=str(tmp_path / "published.safetensors"))
+    made = registry.build("sharings", name, {}, encoder=encoder)
+    pt.MultiTaskModel(made, [pt.tasks.binary("a"), pt.tasks.binary("b")], example=torch.zeros(2, 3, 8, 8))
+    expected = first.layer4[1].conv2.weight
+    kept = [p for p in made.parameters() if p.shape[-4:] == expected.shape]
+    copies = [one for p in kept for one in p.detach().reshape(-1, *expected.shape)]
+    assert sum(torch.equal(one, expected) for one in copies) >= 2

@@ -8,8 +8,9 @@ from typing import Any
 
 from polytask.data.arrays import as_source
 from polytask.data.infer import infer_inputs
-from polytask.data.preprocess import InputSpec, TablePreprocessor
+from polytask.data.preprocess import TablePreprocessor
 from polytask.data.source import Source
+from polytask.data.spec import InputSpec
 from polytask.data.table import as_frame
 from polytask.data.target_forms import target_columns
 from polytask.errors import DataError

@@ -13,12 +13,14 @@ DOCUMENT = "-DOCSTART-"
 """First field of a line that marks a new document; it is no word."""
 
 
-def read_column_file(path: str | Path, columns: Sequence[str]) -> pl.DataFrame:
+def read_column_file(path: str | Path, columns: Sequence[str], bad: dict[int, str] | None = None) -> pl.DataFrame:
     r"""Read a file with a line for each word and its tags in columns, separated by spaces or tabs.
 
     Args:
         path: The file, UTF-8.
         columns: Names of all columns of a line, in order.
+        bad: Gets for each text, from 0, that has a line with another number of fields what is wrong with it; such a
+            text comes without these lines then. None makes it an error.
 
     Returns:
         A row for each text, with a list for each column.
@@ -47,17 +49,18 @@ def read_column_file(path: str | Path, columns: Sequence[str]) -> pl.DataFrame:
     for number, line in enumerate(lines, start=1):
         fields = line.split()
         if not fields or fields[0] == DOCUMENT:
-            if texts[-1]:
+            if texts[-1] or len(texts) - 1 in (bad or ()):
                 texts.append([])
             continue
-        if len(fields) != len(columns):
-            raise DataError(
-                f"Line {number} of '{path}' has {len(fields)} fields, but {len(columns)} were expected "
-                f"({listed(columns)}): {line.strip()!r}. Correct the line, or name its columns."
-            )
-        texts[-1].append(fields)
-    whole = [text for text in texts if text]
-    if not whole:
+        if len(fields) == len(columns):
+            texts[-1].append(fields)
+            continue
+        fault = f"has {len(fields)} fields, but {len(columns)} were expected ({listed(columns)}): {line.strip()!r}"
+        if bad is None:
+            raise DataError(f"Line {number} of '{path}' {fault}. Correct the line, or name its columns.")
+        bad.setdefault(len(texts) - 1, f"line {number} {fault}")
+    whole = [text for at, text in enumerate(texts) if text or at in (bad or ())]
+    if not any(whole):
         raise DataError(f"'{path}' has no words.")
     kinds = dict.fromkeys(columns, pl.List(pl.String))
     return pl.DataFrame({name: [[w[at] for w in text] for text in whole] for at, name in enumerate(columns)}, kinds)

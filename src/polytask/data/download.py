@@ -8,7 +8,7 @@ backend of our own instead, which answers with name and version, and nothing els
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -112,8 +112,11 @@ def download(name: str, archive: Archive, work: Path) -> Path:
 
 
 def _has(tool: str) -> bool:
-    # pip belongs to this Python; the others are commands.
-    return importlib.util.find_spec("pip") is not None if tool == "pip" else shutil.which(tool) is not None
+    if tool != "pip":
+        return shutil.which(tool) is not None
+    # pip belongs to this Python. Its metadata are asked for, because looking for the module makes setuptools warn
+    # where something has imported distutils, as torch.compile does.
+    return any(True for _ in importlib.metadata.distributions(name="pip"))
 
 
 def _pinned(archive: Archive) -> str:

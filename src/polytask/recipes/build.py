@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from polytask import registry
 from polytask.data.infer import describe_inference, guess_inputs
-from polytask.data.preprocess import InputSpec, TablePreprocessor
+from polytask.data.preprocess import TablePreprocessor
 from polytask.data.schema import TableSchema
 from polytask.data.source import TensorSource
+from polytask.data.spec import InputSpec
 from polytask.data.table import as_text
 from polytask.data.target_forms import target_columns
 from polytask.data.targets import drop_unlabelled, encode_target, encode_weight, fit_target

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -178,13 +179,26 @@ def _read(settings: DataSettings, recipe: Recipe, skip: bool) -> tuple[list[Shee
         tenth = settings.split == SplitSettings()
         return _hold_out(sheets, settings, recipe, tenth=tenth), dataset_facts(settings.dataset).get("inputs")
     if settings.table is not None:
-        frame = read_file(settings, settings.table)
-        return [Sheet(settings.table, frame, _divide(frame, settings, recipe), skip)], None
+        return [_sheet(settings, settings.table, skip, lambda frame: _divide(frame, settings, recipe))], None
     named = {"train": settings.train, "validation": settings.validation, "test": settings.test}
-    sheets = [
-        Sheet(path, read_file(settings, path), {part: None}, skip) for part, path in named.items() if path is not None
-    ]
+    sheets = [_sheet(settings, path, skip, partial(_whole, part)) for part, path in named.items() if path is not None]
     return _hold_out(sheets, settings, recipe), None
+
+
+def _whole(part: str, frame: pl.DataFrame) -> dict[str, Rows | None]:
+    return {part: None}
+
+
+def _sheet(
+    settings: DataSettings, path: str, skip: bool, divide: Callable[[pl.DataFrame], dict[str, Rows | None]]
+) -> Sheet:
+    """The rows of a file; those whose lines do not parse have left their parts where bad rows are skipped."""
+    bad: dict[int, str] = {}
+    frame = read_file(settings, path, bad if skip else None)
+    sheet = Sheet(path, frame, divide(frame), skip)
+    if bad:
+        sheet.leave_out(bad)
+    return sheet
 
 
 def dataset_facts(name: str) -> dict[str, Any]:
@@ -193,10 +207,16 @@ def dataset_facts(name: str) -> dict[str, Any]:
     return facts
 
 
-def read_file(settings: DataSettings, path: str | Path) -> pl.DataFrame:
-    """A table, read as a recipe says that its tables are written."""
+def read_file(settings: DataSettings, path: str | Path, bad: dict[int, str] | None = None) -> pl.DataFrame:
+    """A table, read as a recipe says that its tables are written.
+
+    Args:
+        settings: What the recipe says.
+        path: The file.
+        bad: Gets the texts of a column file that have lines which do not parse (see ``read_column_file``).
+    """
     if settings.format == "conll":
-        return read_column_file(path, settings.columns)
+        return read_column_file(path, settings.columns, bad)
     return read_table(path, header=settings.header, separator=settings.separator, na=tuple(settings.na))
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import polars as pl
 
 from polytask.data.images import Images, holds_files, read_images, with_folder
-from polytask.data.preprocess import InputSpec
+from polytask.data.spec import InputSpec
 from polytask.data.table import column_of
 from polytask.data.target_forms import target_columns
 from polytask.recipes.frames import Loaded, Sheet

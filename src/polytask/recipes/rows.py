@@ -8,8 +8,8 @@ from functools import partial
 import polars as pl
 
 from polytask.data.numbers import find_faults
-from polytask.data.preprocess import InputSpec
 from polytask.data.schema import TextColumn
+from polytask.data.spec import InputSpec
 from polytask.data.table import column_of, parse_numbers
 from polytask.data.tags import check_tag_lengths
 from polytask.data.targets import encode_target, infer_classes

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from polytask.data.preprocess import InputSpec
+from polytask.data.spec import InputSpec
 from polytask.data.table import NA
 from polytask.errors import RecipeError, unknown
 from polytask.evaluation import DecisionSettings, IndexSettings

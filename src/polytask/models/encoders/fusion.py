@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from polytask import registry
-from polytask.data.preprocess import InputSpec
 from polytask.data.schema import TableSchema
+from polytask.data.spec import InputSpec
 from polytask.errors import DataError, RecipeError, unknown
 from polytask.models.encoders.staged import Staged
 from polytask.sharing.layers import dense_stages, per_task, task_key, vector_from

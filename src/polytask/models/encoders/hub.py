@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from polytask.data.preprocess import InputSpec
 from polytask.data.pretrained import read_image_settings
 from polytask.data.schema import TableSchema
+from polytask.data.spec import InputSpec
 from polytask.errors import DataError, RecipeError, listed
 from polytask.models.encoders.hub_images import hub_images
 from polytask.models.encoders.hub_sounds import hub_sounds

@@ -163,7 +163,8 @@ def compare(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: b
 
     Every balancer is trained under every sharing, and separate networks beside them. Settings are chosen on the
     validation rows; the test rows are scored once, at the end. The folder gets report.html, results.json and tables.
-    The same command again goes on after an interrupt; with further names it adds them.
+    The same command again goes on after an interrupt, and joins in while another process works, on this machine or on
+    one that shares the folder. With further names it adds them.
 
     \b
     Examples:

@@ -1,5 +1,6 @@
 """Claims of work in a folder that processes share."""
 
+import shutil
 import subprocess
 import sys
 
@@ -61,6 +62,15 @@ def test_a_process_of_another_machine_is_gone_when_its_count_stands_still(tmp_pa
         assert mine.take("a")
         assert mine.owners() == set()
         assert not beat.exists()
+
+
+def test_a_process_that_others_took_for_gone_goes_on(tmp_path):
+    with Claims(tmp_path) as mine:
+        shutil.rmtree(tmp_path / CLAIMS)  # as the last of the others does
+        assert mine.take("a")
+        assert mine.take("b")
+        mine.drop("b")
+    assert not (tmp_path / CLAIMS).exists()
 
 
 def test_a_process_shows_that_it_lives(tmp_path, monkeypatch):

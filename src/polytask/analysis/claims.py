@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import re
+import shutil
 import threading
 import time
 import uuid
@@ -46,8 +47,7 @@ class Claims:
     """
 
     def __init__(self, folder: Path):
-        machine = re.sub(r"\W+", "-", f"{platform.node()}-{uuid.getnode():x}")
-        self.owner = f"{machine}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        self.owner = f"{_machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         self._folder, self._claims = folder, folder / CLAIMS
         self._seen: dict[str, tuple[str, float]] = {}
         self._ended = threading.Event()
@@ -72,12 +72,11 @@ class Claims:
         with self.locked():
             self._life.release()
             self._forget(self.owner)
-            alone = not self.owners()
+            if not self.owners():
+                shutil.rmtree(self._claims, ignore_errors=True)
             for claim in self._claims.glob("*.claim"):
-                if alone or _text(claim) == self.owner:
+                if _text(claim) == self.owner:
                     claim.unlink(missing_ok=True)
-            if alone:
-                self._claims.rmdir()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -104,6 +103,8 @@ class Claims:
             owner = _text(claim)
             if owner and owner != self.owner and self.lives(owner):
                 return False
+            # Others may have taken this process for gone and tidied up, if its machine slept.
+            claim.parent.mkdir(exist_ok=True)
             claim.write_text(self.owner, encoding="utf-8")
         return True
 
@@ -154,6 +155,14 @@ class Claims:
 
     def _file(self, name: str, kind: str) -> Path:
         return self._claims / f"{name}.{kind}"
+
+
+def _machine() -> str:
+    """A name of this machine that its processes agree on."""
+    address = uuid.getnode()
+    # Python makes one up, another one in each process, where it finds none; then this bit is set.
+    known = not address >> 40 & 1
+    return re.sub(r"\W+", "-", f"{platform.node()}-{address:x}" if known else platform.node()) or "machine"
 
 
 def _text(path: Path) -> str:

@@ -60,7 +60,8 @@ def compare(
             rate; ``"trials=1"``, the default, takes the recipe's settings.
         jobs: Worker processes; one a core if left out.
         overrides: Such as ``["training.epochs=3"]``.
-        out: Folder; ``comparisons/NAME`` if left out. A comparison that is there goes on, and what is new is added.
+        out: Folder; ``comparisons/NAME`` if left out. A comparison that is there goes on, and what is new is added. If
+            another process works on it, this one joins in.
         say: Gets a sentence about what goes on, as it does.
 
     Returns:

@@ -102,6 +102,9 @@ def _r2(scores: Array, targets: Array, weights: Array | None) -> float:
 
 
 def _median_absolute_error(scores: Array, targets: Array, weights: Array | None) -> float:
+    if weights is None:
+        # Without scikit-learn, which takes a second to import.
+        return float(np.median(np.abs(scores - targets)))
     from sklearn.metrics import median_absolute_error
 
     return float(median_absolute_error(targets, scores, sample_weight=weights))

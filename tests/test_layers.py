@@ -26,6 +26,7 @@ LAYERS = [
     ["data"],
     ["tasks"],
     ["registry"],
+    ["catalogue"],
     ["expressions"],
     ["files"],
     ["errors"],

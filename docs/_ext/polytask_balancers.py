@@ -39,9 +39,9 @@ def kind_of(cls: type) -> str:
 
 def methods(kind: str | None = None) -> dict[str, type]:
     """Registered methods by key, of one kind or all."""
-    from polytask import registry
+    from polytask import catalogue, registry
 
-    found = {key: registry.get("balancers", key) for key in registry.BALANCERS}
+    found = {key: registry.get("balancers", key) for key in catalogue.BALANCERS}
     return {key: cls for key, cls in found.items() if kind is None or kind_of(cls) == kind}
 
 
@@ -121,12 +121,12 @@ def options(cls: type, without: tuple[str, ...] = ()) -> list[str]:
 
 def described(key: str, cls: type) -> list[str]:
     """One method's section, as reStructuredText."""
-    from polytask import registry
+    from polytask import catalogue
 
     made, text = ready(key), parts(cls)
     promised = [words for trait, words in PROMISES.items() if trait in cls.traits]
     habits = [words for trait, words in HABITS.items() if trait in cls.traits]
-    lines = [registry.BALANCERS[key].help, "", *text[""].splitlines(), "", *options(cls)]
+    lines = [catalogue.BALANCERS[key].help, "", *text[""].splitlines(), "", *options(cls)]
     lines += [f":class: ``{cls.__name__}``", f":kind: {KIND_WORDS[kind_of(cls)][0]}", f":needs: {cost(cls, made)}"]
     if hasattr(cls, "default_at"):
         lines += [f":gradients taken at: ``{cls.default_at}``, unless told otherwise"]

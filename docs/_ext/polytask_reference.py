@@ -64,10 +64,10 @@ class RegistryTable(Directive):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        from polytask import registry
+        from polytask import catalogue
 
         lines = [".. list-table::", "   :header-rows: 1", "   :widths: 20 80", "", "   * - name", "     - what it is"]
-        for name, entry in registry.GROUPS[self.arguments[0]].items():
+        for name, entry in catalogue.GROUPS[self.arguments[0]].items():
             lines += [f"   * - ``{name}``", f"     - {entry.help}"]
         return parsed(self, lines)
 

@@ -119,17 +119,17 @@ def facts(key: str) -> Facts:
 
 def architectures() -> dict[str, type]:
     """Registered architectures by key."""
-    from polytask import registry
+    from polytask import catalogue, registry
 
-    return {key: registry.get("sharings", key) for key in registry.SHARINGS}
+    return {key: registry.get("sharings", key) for key in catalogue.SHARINGS}
 
 
 def described(key: str, cls: type) -> list[str]:
     """One architecture's section, as reStructuredText."""
-    from polytask import registry
+    from polytask import catalogue
 
     text, found = parts(cls), facts(key)
-    lines = [registry.SHARINGS[key].help, "", *text[""].splitlines(), "", *options(cls, without=("encoder",))]
+    lines = [catalogue.SHARINGS[key].help, "", *text[""].splitlines(), "", *options(cls, without=("encoder",))]
     lines += [f":class: ``{cls.__name__}``", f":computation: {found.group}", f":encoders: {ENCODERS[found.encoders]}"]
     lines += [f":balancing at the features: {'yes' if found.features else 'no'}"]
     lines += [f":penalties: {', '.join(f'``{name}``' for name in found.penalties) or 'none'}"]

@@ -196,13 +196,13 @@ def list_(group: str | None) -> None:
       polytask list
       polytask list balancers
     """
-    from polytask import registry
+    from polytask import catalogue, registry
 
-    if group is not None and group not in registry.GROUPS:
+    if group is not None and group not in catalogue.GROUPS:
         raise click.UsageError(
-            f"Unknown group '{group}'. Known: {', '.join(registry.GROUPS)}.{suggestion(group, registry.GROUPS)}"
+            f"Unknown group '{group}'. Known: {', '.join(catalogue.GROUPS)}.{suggestion(group, catalogue.GROUPS)}"
         )
-    for name in [group] if group else registry.GROUPS:
+    for name in [group] if group else catalogue.GROUPS:
         entries = registry.entries(name)
         if group is None:
             click.secho(name, bold=True)

@@ -174,9 +174,9 @@ class TestCommands:
         assert "--resume takes everything from the run" in both.output
 
     def test_list_names_every_entry(self):
-        from polytask import registry
+        from polytask import catalogue, registry
 
-        for group in registry.GROUPS:
+        for group in catalogue.GROUPS:
             output = self.run("list", group).output
             assert all(name in output for name in registry.entries(group))
 

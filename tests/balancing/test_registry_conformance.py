@@ -6,7 +6,7 @@ import pkgutil
 
 import pytest
 
-from polytask import registry
+from polytask import catalogue, registry
 from polytask.balancing.base import Balancer
 from polytask.testing.balancers import CHECKS
 
@@ -21,16 +21,16 @@ def maker(key):
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("key", registry.BALANCERS)
+@pytest.mark.parametrize("key", catalogue.BALANCERS)
 def test_conforms(key, check):
     if check == "reference" and key in WITHOUT_PAPER:
         pytest.skip("the plain sum and mean come from no paper")
     CHECKS[check](maker(key))
 
 
-@pytest.mark.parametrize("key", registry.BALANCERS)
+@pytest.mark.parametrize("key", catalogue.BALANCERS)
 def test_help_is_the_first_line_of_the_docstring(key):
-    assert registry.BALANCERS[key].help == inspect.cleandoc(registry.get("balancers", key).__doc__).splitlines()[0]
+    assert catalogue.BALANCERS[key].help == inspect.cleandoc(registry.get("balancers", key).__doc__).splitlines()[0]
 
 
 def concrete(cls):
@@ -46,6 +46,6 @@ def test_every_balancer_class_of_the_package_is_registered():
         for module in pkgutil.iter_modules(family.__path__, f"{family.__name__}."):
             importlib.import_module(module.name)
     homes = tuple(f"{family.__name__}." for family in families)
-    known = {registry.get("balancers", key) for key in registry.BALANCERS}
+    known = {registry.get("balancers", key) for key in catalogue.BALANCERS}
     missing = {cls for cls in concrete(Balancer) if cls.__module__.startswith(homes)} - known
     assert not missing

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from polytask import registry
+from polytask import catalogue, registry
 from polytask.data.mixing import Mixer
 from polytask.data.sampling import Sampler
 from polytask.data.source import TensorSource
@@ -54,7 +54,7 @@ def test_processes_share_each_batch_without_overlap():
         assert sorted(joined) == sorted(parts[0][1])
 
 
-@pytest.mark.parametrize("name", sorted(registry.SAMPLERS))
+@pytest.mark.parametrize("name", sorted(catalogue.SAMPLERS))
 def test_going_on_from_a_state_repeats_the_uninterrupted_draws(name):
     def make():
         mixer = Mixer([source(30), source(9, "b"), source(4, "c")], [5, 5, 5], sampler(name), seed=2)

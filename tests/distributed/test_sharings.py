@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from polytask import registry
+from polytask import catalogue
 from polytask.training.state import load_state
 
 SCRIPT = textwrap.dedent(
@@ -74,7 +74,7 @@ QUICK = ["mmoe", "cross_stitch", "dselect_k", "aitm"]
 # What cannot be equal: ltb draws Gumbel noise in each process, and mtan has batch norm of each process's rows.
 # Without these, they are.
 DIFFERENT = ["ltb", "mtan"]
-REST = sorted(set(registry.SHARINGS) - {*QUICK, *DIFFERENT})
+REST = sorted(set(catalogue.SHARINGS) - {*QUICK, *DIFFERENT})
 
 
 def run(folder: Path, processes: int, kinds: list[str]) -> dict[str, dict]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polytask import registry
+from polytask import catalogue, registry
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Facts from the papers: who copies whole networks, and who works stage by stage.
@@ -39,11 +39,11 @@ def test_the_examples_of_the_page_run():
     assert runner.run(test, out=told.append).failed == 0, "".join(told)
 
 
-@pytest.mark.parametrize("key", registry.SHARINGS)
+@pytest.mark.parametrize("key", catalogue.SHARINGS)
 def test_every_architecture_is_described_in_full(extension, key):
     cls = registry.get("sharings", key)
     text = "\n".join(extension.described(key, cls))
-    assert registry.SHARINGS[key].help in text
+    assert catalogue.SHARINGS[key].help in text
     for option in registry.options_of(cls):
         assert (f"* - ``{option}``\n" in text) == (option != "encoder")
     for field in ("class", "computation", "encoders", "penalties", "in the report"):
@@ -54,7 +54,7 @@ def test_the_table_has_a_row_for_each_that_leads_to_its_section(extension):
     head, *rows = extension.rows()
     assert {len(row) for row in rows} == {len(head)}
     links = [re.fullmatch(r"`(\w+) <#sharing-([\w-]+)>`__", row[0]).groups() for row in rows]
-    assert links == [(key, key.replace("_", "-")) for key in registry.SHARINGS]
+    assert links == [(key, key.replace("_", "-")) for key in catalogue.SHARINGS]
 
 
 def test_the_groups_that_are_seen_are_those_of_the_papers(extension):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import polytask as pt
-from polytask import registry
+from polytask import catalogue, registry
 from polytask.data.schema import CategoryColumn, TableSchema
 from polytask.data.source import TensorSource
 from polytask.models.encoders import Tabular
@@ -45,7 +45,7 @@ def fresh(kind, norm=None):
 
 
 @pytest.mark.parametrize("place", BALANCERS)
-@pytest.mark.parametrize("kind", registry.SHARINGS)
+@pytest.mark.parametrize("kind", catalogue.SHARINGS)
 def test_training(kind, place):
     model = fresh(kind)
     if (place == "features" and not model.supports_features) or (place != "losses" and kind in SHARES_NOTHING):
@@ -56,7 +56,7 @@ def test_training(kind, place):
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in run.model.sharing.parameters())
 
 
-@pytest.mark.parametrize("kind", registry.SHARINGS)
+@pytest.mark.parametrize("kind", catalogue.SHARINGS)
 def test_tasks_train_one_after_the_other_and_then_in_parts(kind):
     """What a forward for one task leaves behind must not reach into the next one's, under penalties as well."""
     balancer = "equal" if kind in SHARES_NOTHING else "mgda"
@@ -68,7 +68,7 @@ def test_tasks_train_one_after_the_other_and_then_in_parts(kind):
         assert all(torch.isfinite(p).all() for p in run.model.parameters())
 
 
-@pytest.mark.parametrize("kind", registry.SHARINGS)
+@pytest.mark.parametrize("kind", catalogue.SHARINGS)
 def test_the_best_weights_come_back_from_their_file_with_batch_norm(kind, tmp_path):
     settings = TrainingSettings(epochs=2, batch_size=12, lr=0.01)
     run = train(fresh(kind, norm="batch"), [rows(kind)], [rows(kind)], settings=settings, path=tmp_path)

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import polytask as pt
-from polytask import registry, tasks
+from polytask import catalogue, registry, tasks
 from polytask.data.source import TensorSource
 from polytask.errors import DataError, MissingExtraError, RecipeError
 from polytask.evaluation.predict import TaskOutputs, score_outputs
@@ -40,7 +40,7 @@ def test_options_as_json_make_an_equal_task():
     assert set(task.options) == set(registry.options_of(tasks.detection)) - {"name"}
     for part in (task.loss, task.score, task.decode, task.refit, task.head, task.target, task.units, task.keep):
         assert pickle.loads(pickle.dumps(part)) == part
-    assert registry.TASKS["detection"].help == inspect.getdoc(tasks.detection).splitlines()[0]
+    assert catalogue.TASKS["detection"].help == inspect.getdoc(tasks.detection).splitlines()[0]
     assert not tasks.detection("t", size=[8, 8]).is_known
 
 

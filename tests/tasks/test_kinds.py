@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from polytask import registry, tasks
+from polytask import catalogue, registry, tasks
 from polytask.errors import DataError, RecipeError
 from polytask.tasks.losses import BinaryLoss, MulticlassLoss, MultilabelLoss
 
@@ -83,7 +83,7 @@ def test_tasks_can_be_pickled_apart_from_their_metrics(case):
 def test_the_registry_says_what_the_docstring_says(kind):
     factory = getattr(tasks, kind)
     assert registry.get("tasks", kind) is factory
-    assert registry.TASKS[kind].help == inspect.getdoc(factory).splitlines()[0]
+    assert catalogue.TASKS[kind].help == inspect.getdoc(factory).splitlines()[0]
 
 
 # Tags have an output for every word; test_tagging has the same for them.

@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import confusion_matrix, jaccard_score
 from torch.nn import functional
 
-from polytask import registry, tasks
+from polytask import catalogue, registry, tasks
 from polytask.errors import DataError, RecipeError, ShapeError
 from polytask.evaluation.predict import TaskOutputs, score_outputs
 from polytask.tasks.losses_maps import MapLoss, SegmentationLoss
@@ -39,7 +39,7 @@ def test_options_as_json_make_an_equal_task(case):
 
 @pytest.mark.parametrize("kind", ["segmentation", "dense_regression"])
 def test_the_registry_says_what_the_docstring_says(kind):
-    assert registry.TASKS[kind].help == inspect.getdoc(getattr(tasks, kind)).splitlines()[0]
+    assert catalogue.TASKS[kind].help == inspect.getdoc(getattr(tasks, kind)).splitlines()[0]
 
 
 def maps(seed=0, rows=3, classes=4, dtype=torch.float32):

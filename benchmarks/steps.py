@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peers
 import torch
 from costs import peak_bytes, reads
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ def micro_batch(model: Toy, x: Tensor, y: Tensor) -> B.MicroBatch:
     return B.MicroBatch(tasks, forward)
 
 
-def variants(model: Toy, x: Tensor, y: Tensor, peers: bool) -> dict[str, Callable[[], object]]:
+def variants(model: Toy, x: Tensor, y: Tensor, with_peers: bool) -> dict[str, Callable[[], object]]:
     tasks = list(model.heads)
     micro = [micro_batch(model, x, y)]
     settings: dict[str, tuple[str, dict[str, Any]]] = {
@@ -119,29 +120,7 @@ def variants(model: Toy, x: Tensor, y: Tensor, peers: bool) -> dict[str, Callabl
     made: dict[str, Callable[[], object]] = {"plain": plain}
     for label, (name, options) in settings.items():
         made[label] = stepping(B.engine(B.build(name, tasks=tasks), model, **options))
-    if peers:
-        made["TorchJD parameters"] = torchjd_step(model, x, micro[0])
-    return made
-
-
-def torchjd_step(model: Toy, x: Tensor, micro: B.MicroBatch) -> Callable[[], object]:
-    from torchjd.aggregation import MGDA
-    from torchjd.autojac import jac_to_grad, mtl_backward
-
-    aggregator = MGDA()
-
-    def step() -> None:
-        kept: list[Tensor] = []
-
-        def tap(features: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-            kept.append(features["z"])
-            return dict.fromkeys(micro.tasks, features)
-
-        losses = list(micro.forward(tap).tasks.values())
-        mtl_backward(losses, features=kept, parallel_chunk_size=1)
-        jac_to_grad(model.trunk.parameters(), aggregator)
-
-    return step
+    return made | (peers.steps(model.trunk, micro[0]) if with_peers else {})
 
 
 def parts(model: Toy, x: Tensor, micro: B.MicroBatch) -> dict[str, Callable[[], object]]:
@@ -219,7 +198,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few rounds, m = 2 and 8")
     parser.add_argument("--out", type=Path, help="write the numbers as JSON")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--no-peers", action="store_true", help="leave TorchJD out")
+    parser.add_argument("--no-peers", action="store_true", help="leave TorchJD and LibMTL out")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args()
     rows = []

@@ -80,3 +80,12 @@ def test_missing_and_broken_files(tmp_path):
     (tmp_path / "list.yaml").write_text("- a")
     with pytest.raises(RecipeError, match="holds list, not a mapping"):
         load_recipe(tmp_path / "list.yaml")
+
+
+def test_a_hub_model_in_one_word():
+    plain = {"data": {"table": "a.csv"}, "tasks": {"up": {"type": "binary"}}}
+    long = {**plain, "model": {"encoder": {"name": "hub", "model": "google-bert/bert-base-cased", "pool": "mean"}}}
+    short = {**plain, "model": {"encoder": {"hub": "google-bert/bert-base-cased", "pool": "mean"}}}
+    assert load_recipe(short) == load_recipe(long)
+    with pytest.raises(RecipeError, match="'hub' beside 'name' or 'model'"):
+        load_recipe({**plain, "model": {"encoder": {"name": "mlp", "hub": "bert"}}})

@@ -110,6 +110,7 @@ class ModelSettings:
 
     Args:
         encoder: A name or ``{name: ..., options}``; a name with a colon is an import path of your own module.
+            ``{hub: MODEL, options}`` says the same as ``{name: hub, model: MODEL, options}``.
         sharing: A name or ``{name: ..., options}``.
         heads: Options of all heads that a task does not set itself, such as ``{hidden: [64], dropout: 0.1}``.
     """
@@ -118,6 +119,16 @@ class ModelSettings:
     encoder: str | Mapping[str, Any] = "tabular"
     sharing: str | Mapping[str, Any] = "hard"
     heads: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.encoder, Mapping) and "hub" in self.encoder:
+            options = dict(self.encoder)
+            model = options.pop("hub")
+            if {"name", "model"} & options.keys():
+                raise RecipeError(
+                    "model.encoder has 'hub' beside 'name' or 'model'. Say {hub: MODEL} or {name: hub, model: MODEL}."
+                )
+            object.__setattr__(self, "encoder", {"name": "hub", "model": model, **options})
 
 
 @dataclass(frozen=True)

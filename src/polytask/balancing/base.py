@@ -51,21 +51,21 @@ class Balancer(nn.Module, ABC):
         fallbacks: In how many steps a documented fallback was taken, by its reason in words.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset()
+    traits: frozenset[str] = frozenset()
     """Properties that the conformance tests hold a method to: ``non_conflicting``,
     ``permutation_equivariant``, ``scale_equivariant`` (update scales with the gradients),
     ``scale_invariant`` (weights times gradients do not), ``pareto_fixed_points``,
     ``identity_for_one_task``, ``stateful``, ``random``."""
-    needs_losses: ClassVar[bool] = False
+    needs_losses: bool = False
     """Whether it reads loss values (a Gramian or Jacobian method may not)."""
-    looks_again: ClassVar[bool] = False
+    looks_again: bool = False
     """Whether ``after_step`` uses ``relook``."""
     fixed_weights: ClassVar[bool] = False
     """Whether the weights are the same in every step, so that the monitor need not watch them."""
-    halves: ClassVar[bool] = False
+    halves: bool = False
     """Whether it needs two independent halves of the step's rows. The ``weigh`` of a Gramian method then takes a
     keyword ``cross``; a loss weighting may look at each half in ``look_ahead``."""
-    own_rate: ClassVar[float] = 0.025
+    own_rate: float = 0.025
     """Step size of Adam for its learned weights, unless the user names an optimizer's own."""
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class Balancer(nn.Module, ABC):
 class LossWeighting(Balancer):
     """Weights from the losses alone: one ordinary backward of the weighted sum."""
 
-    needs_losses: ClassVar[bool] = True
+    needs_losses: bool = True
     """A weighting whose weights ignore the losses says False: it needs no first look at several micro-batches."""
 
     @abstractmethod

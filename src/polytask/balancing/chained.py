@@ -80,11 +80,11 @@ class Chained(Balancer):
         self.link, self.method = link, method
         kept = {"stateful", "random"} & method.traits
         # A chain's nature is that of its links, so it belongs to the instance.
-        self.traits = frozenset(kept | ({"stateful"} if link.stateful else set()))  # type: ignore[misc]
-        self.needs_losses = link.needs_losses or method.needs_losses  # type: ignore[misc]
-        self.looks_again = method.looks_again  # type: ignore[misc]
-        self.halves = method.halves  # type: ignore[misc]
-        self.own_rate = method.own_rate  # type: ignore[misc]
+        self.traits = frozenset(kept | ({"stateful"} if link.stateful else set()))
+        self.needs_losses = link.needs_losses or method.needs_losses
+        self.looks_again = method.looks_again
+        self.halves = method.halves
+        self.own_rate = method.own_rate
         self.default_at: str = getattr(method, "default_at", "parameters")
 
     def setup(self, tasks: Sequence[str], kinds: Mapping[str, str] | None = None, seed: int = 0) -> None:

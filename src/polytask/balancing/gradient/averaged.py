@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -80,8 +79,8 @@ class DBMTL(JacobianAggregator):
         Lin et al. 2023, "Dual-balancing for multi-task learning", the DB-MTL algorithm.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"permutation_equivariant", "stateful"})
-    needs_losses: ClassVar[bool] = True
+    traits: frozenset[str] = frozenset({"permutation_equivariant", "stateful"})
+    needs_losses: bool = True
 
     def __init__(self, beta: float = 0.9, sigma: float = 0.0, eps: float = 0.0) -> None:
         super().__init__()
@@ -158,7 +157,7 @@ class MoCo(JacobianAggregator):
         algorithm.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"permutation_equivariant", "stateful"})
+    traits: frozenset[str] = frozenset({"permutation_equivariant", "stateful"})
     weights: Tensor
     step: Tensor
 
@@ -229,7 +228,7 @@ class ExcessMTL(JacobianAggregator):
         ExcessMTL algorithm.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset(
+    traits: frozenset[str] = frozenset(
         {"identity_for_one_task", "permutation_equivariant", "scale_equivariant", "stateful"}
     )
     first: Tensor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -51,7 +50,7 @@ class IMTLG(SolvedWeighting):
         Liu et al. 2021, "Towards impartial multi-task learning", gradient balance (IMTL-G).
     """
 
-    traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {"scale_equivariant"}
+    traits: frozenset[str] = SolvedWeighting.traits | {"scale_equivariant"}
 
     def __init__(self, rank_tolerance: float = RANK_TOLERANCE) -> None:
         super().__init__()
@@ -99,8 +98,8 @@ class IMTL(IMTLG):
         Liu et al. 2021, "Towards impartial multi-task learning", the hybrid of IMTL-G and IMTL-L, with base e.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"permutation_equivariant", "stateful"})
-    needs_losses: ClassVar[bool] = True
+    traits: frozenset[str] = frozenset({"permutation_equivariant", "stateful"})
+    needs_losses: bool = True
 
     def build_state(self, count: int) -> None:
         """All scales start at one."""
@@ -155,7 +154,7 @@ class ConFIG(SolvedWeighting):
         equation 2.
     """
 
-    traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {"scale_equivariant"}
+    traits: frozenset[str] = SolvedWeighting.traits | {"scale_equivariant"}
 
     def __init__(self, rank_tolerance: float = RANK_TOLERANCE) -> None:
         super().__init__()
@@ -196,7 +195,7 @@ class AlignedMTL(SolvedWeighting):
         Senushkin et al. 2023, "Independent component alignment for multi-task learning", algorithm 1.
     """
 
-    traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {"scale_equivariant"}
+    traits: frozenset[str] = SolvedWeighting.traits | {"scale_equivariant"}
     shares: Tensor
 
     def __init__(

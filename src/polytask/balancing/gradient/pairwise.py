@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ class PairwiseWeighting(SolvedWeighting):
             tasks are listed if it is left out. Giving it says ``ordering="given"``.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"identity_for_one_task", "scale_equivariant", "random"})
+    traits: frozenset[str] = frozenset({"identity_for_one_task", "scale_equivariant", "random"})
 
     def __init__(self, ordering: str = "random", order: Sequence[str | int] | None = None) -> None:
         super().__init__()
@@ -124,7 +123,7 @@ class GradVac(PairwiseWeighting):
         Wang et al. 2021, "Gradient vaccine", the GradVac algorithm.
     """
 
-    traits: ClassVar[frozenset[str]] = PairwiseWeighting.traits | {"stateful"}
+    traits: frozenset[str] = PairwiseWeighting.traits | {"stateful"}
     targets: Tensor
 
     def __init__(self, beta: float = 0.01, ordering: str = "random", order: Sequence[str | int] | None = None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,7 +41,7 @@ class Krum(SolvedWeighting):
         Blanchard et al. 2017, "Machine learning with adversaries", the Krum function.
     """
 
-    traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {"scale_equivariant"}
+    traits: frozenset[str] = SolvedWeighting.traits | {"scale_equivariant"}
 
     def __init__(self, n_byzantine: int = 0, n_selected: int = 1) -> None:
         super().__init__()
@@ -88,9 +87,7 @@ class TrimmedMean(JacobianAggregator):
         Yin et al. 2018, "Byzantine-robust distributed learning", the coordinate-wise trimmed mean.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset(
-        {"identity_for_one_task", "permutation_equivariant", "scale_equivariant"}
-    )
+    traits: frozenset[str] = frozenset({"identity_for_one_task", "permutation_equivariant", "scale_equivariant"})
 
     def __init__(self, trim: int = 1) -> None:
         super().__init__()
@@ -130,7 +127,7 @@ class GradDrop(JacobianAggregator):
         Chen et al. 2020, "Just pick a sign", algorithm 1.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"identity_for_one_task", "scale_equivariant", "random"})
+    traits: frozenset[str] = frozenset({"identity_for_one_task", "scale_equivariant", "random"})
     leaks: Tensor
 
     def __init__(self, leak: float | Mapping[str, float] | Sequence[float] = 0.0) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -52,8 +51,8 @@ class MoDo(GramianWeighting):
         conflict-avoidance", JMLR, the MoDo algorithm; with two samples a step as in the authors' programs.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"identity_for_one_task", "permutation_equivariant", "stateful"})
-    halves: ClassVar[bool] = True
+    traits: frozenset[str] = frozenset({"identity_for_one_task", "permutation_equivariant", "stateful"})
+    halves: bool = True
     weights: Tensor
 
     def __init__(self, gamma: float = 0.1, rho: float = 0.0) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from polytask.balancing.base import GramianWeighting
 from polytask.balancing.chained import ChainedGramianWeighting, inner_method
@@ -41,7 +41,7 @@ class CRMOGM(ChainedGramianWeighting):
         the CR-MOGM algorithm.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"stateful"})
+    traits: frozenset[str] = frozenset({"stateful"})
 
     def __init__(self, inner: str | Mapping[str, Any] | GramianWeighting = "mgda", alpha: float = 0.9) -> None:
         made = inner_method("CRMOGM", inner)

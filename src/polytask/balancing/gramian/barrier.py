@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from polytask.balancing.functional.barrier import fairgrad, nash_mtl
 from polytask.balancing.functional.gramian import Array, Solved
@@ -34,7 +33,7 @@ class NashMTL(SolvedWeighting):
         Navon et al. 2022, "Multi-task learning as a bargaining game", claim 3.1.
     """
 
-    traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {"non_conflicting", "scale_invariant"}
+    traits: frozenset[str] = SolvedWeighting.traits | {"non_conflicting", "scale_invariant"}
 
     def __init__(self, normalize: bool = False) -> None:
         super().__init__()
@@ -68,7 +67,7 @@ class FairGrad(SolvedWeighting):
         Ban and Ji 2024, "Fair resource allocation in multi-task learning", equation 4.
     """
 
-    traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {"non_conflicting"}
+    traits: frozenset[str] = SolvedWeighting.traits | {"non_conflicting"}
 
     def __init__(self, alpha: float = 2.0) -> None:
         super().__init__()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from polytask.balancing.functional.cagrad import cagrad
 from polytask.balancing.functional.gramian import Array, Solved
@@ -37,7 +36,7 @@ class CAGrad(SolvedWeighting):
         Liu et al. 2021, "Conflict-averse gradient descent for multi-task learning", algorithm 1.
     """
 
-    traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {"scale_equivariant"}
+    traits: frozenset[str] = SolvedWeighting.traits | {"scale_equivariant"}
 
     def __init__(self, c: float = 0.4, rescale: int = 0) -> None:
         super().__init__()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from polytask.balancing.functional.cone import dualproj, upgrad
 from polytask.balancing.functional.gramian import Array, Solved
@@ -28,7 +27,7 @@ class UPGrad(SolvedWeighting):
         definition of A_UPGrad.
     """
 
-    traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {"non_conflicting", "scale_equivariant"}
+    traits: frozenset[str] = SolvedWeighting.traits | {"non_conflicting", "scale_equivariant"}
 
     def solve(self, gramian: Array, losses: Array | None, tasks: Sequence[str]) -> Solved:
         """Weights ``[p]``, each at least ``1/p``."""
@@ -53,7 +52,7 @@ class DualProj(SolvedWeighting):
         quadratic program of the projection.
     """
 
-    traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {"non_conflicting", "scale_equivariant"}
+    traits: frozenset[str] = SolvedWeighting.traits | {"non_conflicting", "scale_equivariant"}
 
     def solve(self, gramian: Array, losses: Array | None, tasks: Sequence[str]) -> Solved:
         """Weights ``[p]``, each at least ``1/p``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from polytask.balancing.functional.conic import conicgrad
 from polytask.balancing.functional.gramian import Array, Solved
@@ -43,7 +42,7 @@ class ConicGrad(SolvedWeighting):
         2502.00217, the constrained problem of the method.
     """
 
-    traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {"scale_equivariant"}
+    traits: frozenset[str] = SolvedWeighting.traits | {"scale_equivariant"}
 
     def __init__(self, c: float = 0.5) -> None:
         super().__init__()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -51,7 +50,7 @@ class MGDA(SolvedWeighting):
         Koltun 2018, "Multi-task learning as multi-objective optimization", the minimum-norm problem.
     """
 
-    traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {
+    traits: frozenset[str] = SolvedWeighting.traits | {
         "non_conflicting",
         "scale_equivariant",
         "pareto_fixed_points",
@@ -116,7 +115,7 @@ class SDMGrad(SolvedWeighting):
         algorithms", the direction-oriented subproblem and the SDMGrad algorithm.
     """
 
-    traits: ClassVar[frozenset[str]] = SolvedWeighting.traits | {"scale_equivariant"}
+    traits: frozenset[str] = SolvedWeighting.traits | {"scale_equivariant"}
     weights: Tensor
 
     def __init__(
@@ -136,9 +135,9 @@ class SDMGrad(SolvedWeighting):
         self.n_steps = n_steps
         self.sampled = sampled
         # Its nature depends on the form, so it belongs to the instance.
-        self.halves = bool(sampled)  # type: ignore[misc]
+        self.halves = bool(sampled)
         if sampled:
-            self.traits = type(self).traits | {"stateful"}  # type: ignore[misc]
+            self.traits = type(self).traits | {"stateful"}
 
     def build_state(self, count: int) -> None:
         """Equal weights, where they are kept."""

@@ -24,9 +24,7 @@ class Sum(GramianWeighting):
         tensor([1., 1., 1.], dtype=torch.float64)
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset(
-        {"identity_for_one_task", "permutation_equivariant", "scale_equivariant"}
-    )
+    traits: frozenset[str] = frozenset({"identity_for_one_task", "permutation_equivariant", "scale_equivariant"})
     fixed_weights: ClassVar[bool] = True
 
     def weigh(self, gramian: Tensor, losses: Tensor | None, tasks: Sequence[str]) -> Tensor:
@@ -46,7 +44,7 @@ class Mean(GramianWeighting):
         tensor([0.2500, 0.2500, 0.2500, 0.2500], dtype=torch.float64)
     """
 
-    traits: ClassVar[frozenset[str]] = Sum.traits
+    traits: frozenset[str] = Sum.traits
     fixed_weights: ClassVar[bool] = True
 
     def weigh(self, gramian: Tensor, losses: Tensor | None, tasks: Sequence[str]) -> Tensor:

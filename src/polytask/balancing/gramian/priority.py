@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -48,7 +47,7 @@ class PCD(SolvedWeighting):
         optimization", arXiv 2606.29521.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"identity_for_one_task", "scale_equivariant", "stateful"})
+    traits: frozenset[str] = frozenset({"identity_for_one_task", "scale_equivariant", "stateful"})
 
     squares: Tensor
     steps: Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class SolvedWeighting(GramianWeighting):
     A fallback of the solver (its docstring states which) gives a BalancerWarning once an instance.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"identity_for_one_task", "permutation_equivariant"})
+    traits: frozenset[str] = frozenset({"identity_for_one_task", "permutation_equivariant"})
 
     @abstractmethod
     def solve(self, gramian: Array, losses: Array | None, tasks: Sequence[str]) -> Solved:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -54,10 +53,10 @@ class AutoLambda(LossWeighting):
         finite-difference meta-gradient as in the authors' published program.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"permutation_equivariant", "scale_equivariant", "stateful"})
-    needs_losses: ClassVar[bool] = False
-    halves: ClassVar[bool] = True
-    own_rate: ClassVar[float] = 1e-4
+    traits: frozenset[str] = frozenset({"permutation_equivariant", "scale_equivariant", "stateful"})
+    needs_losses: bool = False
+    halves: bool = True
+    own_rate: float = 1e-4
 
     def __init__(self, virtual_lr: float = 0.01, init: float = 0.1, primary: Sequence[str] | None = None) -> None:
         super().__init__()

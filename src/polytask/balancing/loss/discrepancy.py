@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +54,7 @@ class LDCMTL(LossWeighting):
         control", arXiv 2502.08585, the single-loop algorithm as in the authors' published programs.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"identity_for_one_task", "stateful"})
+    traits: frozenset[str] = frozenset({"identity_for_one_task", "stateful"})
     initial: Tensor
 
     def __init__(self, penalty: float = 0.1, compare: str = "weighted", normalize: str = "none") -> None:

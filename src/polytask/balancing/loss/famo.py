@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -67,10 +66,10 @@ class FAMO(NonNegativeWeighting):
         2306.03792), the FAMO algorithm.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset(
+    traits: frozenset[str] = frozenset(
         {"permutation_equivariant", "scale_equivariant", "identity_for_one_task", "stateful"}
     )
-    looks_again: ClassVar[bool] = True
+    looks_again: bool = True
     logits: Tensor
     bounds: Tensor
     first: Tensor

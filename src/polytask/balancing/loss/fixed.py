@@ -30,10 +30,8 @@ class Equal(LossWeighting):
         Multi-Task Optimization Methods in Deep Learning Even Help?", 2022.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset(
-        {"permutation_equivariant", "scale_equivariant", "identity_for_one_task"}
-    )
-    needs_losses: ClassVar[bool] = False
+    traits: frozenset[str] = frozenset({"permutation_equivariant", "scale_equivariant", "identity_for_one_task"})
+    needs_losses: bool = False
     fixed_weights: ClassVar[bool] = True
 
     def weigh(self, losses: Tensor, tasks: Sequence[str]) -> Tensor:
@@ -65,8 +63,8 @@ class Static(LossWeighting):
         of vector optimization problems.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"scale_equivariant"})
-    needs_losses: ClassVar[bool] = False
+    traits: frozenset[str] = frozenset({"scale_equivariant"})
+    needs_losses: bool = False
     fixed_weights: ClassVar[bool] = True
     weights: Tensor
 
@@ -153,8 +151,8 @@ class RLW(LossWeighting):
         Multi-Task Learning", TMLR 2022 (arXiv 2111.10603), section on random loss weighting.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"random", "scale_equivariant", "identity_for_one_task"})
-    needs_losses: ClassVar[bool] = False
+    traits: frozenset[str] = frozenset({"random", "scale_equivariant", "identity_for_one_task"})
+    needs_losses: bool = False
 
     def __init__(self, distribution: str = "normal") -> None:
         super().__init__()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ class GO4Align(NonNegativeWeighting):
         2404.06486), group risk minimisation as in the authors' published program.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"permutation_equivariant", "identity_for_one_task", "stateful"})
+    traits: frozenset[str] = frozenset({"permutation_equivariant", "identity_for_one_task", "stateful"})
     log_indicator: Tensor
 
     def __init__(self, groups: int = 2, step_size: float = 1e-4) -> None:

@@ -53,10 +53,10 @@ class GradNorm(GramianWeighting):
         Balancing in Deep Multitask Networks", ICML 2018, the gradient loss and the training algorithm.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset(
+    traits: frozenset[str] = frozenset(
         {"permutation_equivariant", "scale_equivariant", "identity_for_one_task", "stateful"}
     )
-    needs_losses: ClassVar[bool] = True
+    needs_losses: bool = True
     default_at: ClassVar[str] = "last"
     initial: Tensor
 

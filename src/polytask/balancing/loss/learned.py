@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,10 +42,10 @@ class Learned(LossWeighting):
         floor prevents is described by Kendall et al. 2018.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset(
+    traits: frozenset[str] = frozenset(
         {"permutation_equivariant", "scale_equivariant", "identity_for_one_task", "stateful"}
     )
-    needs_losses: ClassVar[bool] = False
+    needs_losses: bool = False
 
     def __init__(self, floor: float = 0.1, prefer: str = "easy") -> None:
         super().__init__()
@@ -98,8 +97,8 @@ class IMTLL(NonNegativeWeighting):
         base e.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"permutation_equivariant", "stateful"})
-    needs_losses: ClassVar[bool] = False
+    traits: frozenset[str] = frozenset({"permutation_equivariant", "stateful"})
+    needs_losses: bool = False
 
     def build_state(self, count: int) -> None:
         """All scales start at one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,10 +41,10 @@ class DWA(LossWeighting):
         average.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset(
+    traits: frozenset[str] = frozenset(
         {"permutation_equivariant", "scale_equivariant", "identity_for_one_task", "stateful"}
     )
-    needs_losses: ClassVar[bool] = False
+    needs_losses: bool = False
     last: Tensor
     before: Tensor
 
@@ -105,7 +104,7 @@ class IGB(NonNegativeWeighting):
         IGBv1.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"permutation_equivariant", "scale_invariant", "stateful"})
+    traits: frozenset[str] = frozenset({"permutation_equivariant", "scale_invariant", "stateful"})
     base: Tensor
     epoch: Tensor
 

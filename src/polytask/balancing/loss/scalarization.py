@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,9 +41,7 @@ class GLS(NonNegativeWeighting):
         Multi-Task Learning", CVPR Workshops 2019, the geometric loss strategy.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset(
-        {"permutation_equivariant", "scale_equivariant", "identity_for_one_task"}
-    )
+    traits: frozenset[str] = frozenset({"permutation_equivariant", "scale_equivariant", "identity_for_one_task"})
 
     def weigh(self, losses: Tensor, tasks: Sequence[str]) -> Tensor:
         """The gradient of the geometric mean, shape ``[p]``."""
@@ -89,7 +86,7 @@ class STCH(LossWeighting):
         multi-task experiments.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"permutation_equivariant", "identity_for_one_task"})
+    traits: frozenset[str] = frozenset({"permutation_equivariant", "identity_for_one_task"})
     point: Tensor
     lambdas: Tensor
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +48,8 @@ class Uncertainty(NonNegativeWeighting):
         and Semantics", CVPR 2018, the multi-task likelihoods.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"permutation_equivariant", "stateful"})
-    needs_losses: ClassVar[bool] = False
+    traits: frozenset[str] = frozenset({"permutation_equivariant", "stateful"})
+    needs_losses: bool = False
     factors: Tensor
 
     def __init__(self, forms: Mapping[str, str] | str | None = None) -> None:
@@ -105,7 +104,7 @@ class UWSO(NonNegativeWeighting):
         (arXiv 2408.07985), the definition of UW-SO.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"permutation_equivariant", "identity_for_one_task"})
+    traits: frozenset[str] = frozenset({"permutation_equivariant", "identity_for_one_task"})
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
@@ -157,8 +156,8 @@ class Bayesian(NonNegativeWeighting):
         posterior are those of Kingma and Welling, "Auto-Encoding Variational Bayes", 2014.
     """
 
-    traits: ClassVar[frozenset[str]] = frozenset({"random", "stateful"})
-    needs_losses: ClassVar[bool] = False
+    traits: frozenset[str] = frozenset({"random", "stateful"})
+    needs_losses: bool = False
     factors: Tensor
 
     def __init__(

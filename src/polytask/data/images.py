@@ -47,10 +47,15 @@ def holds_files(series: pl.Series) -> bool:
 
 def holds_pixels(series: pl.Series) -> bool:
     """Whether a column holds images as arrays of bytes ``[1 or 3, height, width]``."""
+    return bool(_pixel_shape(series))
+
+
+def _pixel_shape(series: pl.Series) -> tuple[int, ...]:
+    """The shape of a row's pixels; empty if the column does not hold any."""
     kind = series.dtype
     if not isinstance(kind, pl.Array) or len(kind.shape) != 3 or kind.shape[0] not in _MODES:
-        return False
-    return bool(_inner(kind) == pl.UInt8)
+        return ()
+    return tuple(kind.shape) if _inner(kind) == pl.UInt8 else ()
 
 
 def _inner(kind: Any) -> Any:
@@ -163,8 +168,8 @@ def image_column(series: pl.Series, size: tuple[int, int] | None, channels: int)
         size: Height and width, or None for those of the images.
         channels: Of images from files.
     """
-    if holds_pixels(series):
-        shape = series.dtype.shape  # type: ignore[attr-defined]
+    shape = _pixel_shape(series)
+    if shape:
         return ImageColumn(series.name, (shape[1], shape[2]), shape[0])
     return ImageColumn(series.name, size or read_images(series.head(1), None, channels).pixels.shape[2:], channels)
 
@@ -178,8 +183,8 @@ def pixels_of(series: pl.Series, column: ImageColumn) -> Bytes:
     if holds_files(series):
         return read_images(series, column.size, column.channels).pixels
     wanted = (column.channels, *column.size)
-    shape = series.dtype.shape if holds_pixels(series) else ()  # type: ignore[attr-defined]
-    if tuple(shape) != wanted:
+    shape = _pixel_shape(series)
+    if shape != wanted:
         raise DataError(
             f"Column '{series.name}' holds {series.dtype}; in training it was images of {list(wanted)}. Give paths, "
             "the bytes of files, or arrays of bytes of this shape."

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -124,7 +124,7 @@ def collect(
     Raises:
         DataError: if no source has labels for any of the tasks, or an output does not fit its rows.
     """
-    known: Mapping[str, Task] = model.tasks if tasks is None else tasks  # type: ignore[assignment]
+    known = cast(Mapping[str, Task], model.tasks) if tasks is None else tasks
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
     parts: dict[str, _Part] = {}
@@ -244,7 +244,7 @@ def evaluate(
     Raises:
         DataError: if no source has labels for any of the tasks.
     """
-    known: Mapping[str, Task] = model.tasks if tasks is None else tasks  # type: ignore[assignment]
+    known = cast(Mapping[str, Task], model.tasks) if tasks is None else tasks
     found = collect(model, sources, known, batch_size=batch_size, device=device, autocast=autocast, gather=gather)
     offered = {name for source in sources for name in source.tasks}
     scored = {name: score_outputs(task, found.get(name)) for name, task in known.items() if name in offered}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from polytask.balancing import Losses, MicroBatch, build, engine
 
 TASKS = ("a", "b", "c", "d", "e")
-WORDS = "from those of the layers' outputs"
+WORDS = "of linear layers from the gradients of their outputs"
 
 
 class Model(nn.Module):
@@ -65,9 +67,25 @@ def hooked_trunk():
     return trunk
 
 
-def setting(make, shape=(6, 16), tasks=TASKS, penalty=False, scale=1.0):
+def mixed_trunk():
+    """Linear layers between others, the second without a bias."""
+    layers = [nn.Linear(16, 32), nn.LayerNorm(32), nn.Tanh(), nn.Linear(32, 32, bias=False), nn.BatchNorm1d(32)]
+    return nn.Sequential(*layers, nn.Linear(32, 12))
+
+
+class Convolved(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv1d(1, 4, 3), nn.Linear(56, 12)
+
+    def forward(self, x):
+        return self.linear(torch.tanh(self.conv(x[:, None])).flatten(1))
+
+
+def setting(make, shape=(6, 16), tasks=TASKS, penalty=False, scale=1.0, model=None):
     torch.manual_seed(0)
-    model = Model(make()).double()
+    made = Model(make()).double()
+    model = made if model is None else model
     x, y = torch.randn(shape, dtype=torch.float64), torch.randn(shape[0], len(TASKS), dtype=torch.float64)
 
     def forward(tap):
@@ -97,17 +115,27 @@ def explicit(model, batch):
 def check(model, batch, used):
     update, gramian = explicit(model, batch)
     runner = engine(build("cagrad", tasks=TASKS), model)
-    calls = []
-    inner = runner.from_outputs
-    runner.from_outputs = lambda *given: calls.append(1) or inner(*given)
+    found = spied(runner)
     for _ in range(2):
         model.zero_grad()
         report = runner.backward([batch])
-        found = torch.cat([p.grad.reshape(-1) for p in model.shared_parameters() if p.requires_grad])
+        taken = torch.cat([p.grad.reshape(-1) for p in model.shared_parameters() if p.requires_grad])
         torch.testing.assert_close(report.gramian, gramian, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(found, update, rtol=1e-7, atol=1e-9)
-    assert len(calls) == (2 if used else 0)
+        torch.testing.assert_close(taken, update, rtol=1e-7, atol=1e-9)
+    assert found == [used, used]
     return runner
+
+
+def spied(runner):
+    """A list that gets the number of layers that each step takes from their outputs."""
+    found, inner = [], runner.output_rows
+
+    def output_rows(layers, tasks):
+        found.append(len(layers))
+        return inner(layers, tasks)
+
+    runner.output_rows = output_rows
+    return found
 
 
 @pytest.mark.parametrize("make", [plain_trunk, frozen_bias_trunk])
@@ -115,12 +143,12 @@ def check(model, batch, used):
 @pytest.mark.parametrize("shape", [(6, 16), (3, 2, 16)])
 def test_the_same_update_as_from_explicit_rows(make, penalty, shape):
     model, batch = setting(make, shape, penalty=penalty)
-    assert WORDS in check(model, batch, used=True).describe()
+    assert WORDS in check(model, batch, used=2).describe()
 
 
 def test_an_absent_task_and_the_heads():
     model, batch = setting(plain_trunk, tasks=("a", "c", "d", "e"))
-    check(model, batch, used=True)
+    check(model, batch, used=2)
     losses = batch.forward(lambda f: dict.fromkeys(TASKS, f)).tasks
     for task in batch.tasks:
         own = model.task_parameters(task)
@@ -133,7 +161,7 @@ def last_layer(model):
     return [p for p in model.trunk[2].parameters() if p.requires_grad]
 
 
-@pytest.mark.parametrize(("rows", "used"), [(6, True), (16, True), (17, False)])
+@pytest.mark.parametrize(("rows", "used"), [(6, True), (18, True), (25, False)])
 @pytest.mark.parametrize("make", [plain_trunk, frozen_bias_trunk])
 def test_the_last_layer_alone(make, rows, used):
     model, batch = setting(make, (rows, 16), penalty=True)
@@ -145,10 +173,9 @@ def test_the_last_layer_alone(make, rows, used):
     total = sum(w * losses.tasks[t] for w, t in zip(weights, TASKS, strict=True)) + losses.penalty
     expected = torch.autograd.grad(total, shared, retain_graph=True)
     runner = engine(build("cagrad", tasks=TASKS), model, at="last")
-    calls, inner = [], runner.from_outputs
-    runner.from_outputs = lambda *given: calls.append(1) or inner(*given)
+    taken = spied(runner)
     report = runner.backward([batch])
-    assert bool(calls) == used
+    assert taken == [1] * used
     torch.testing.assert_close(report.gramian, own @ own.T, rtol=1e-9, atol=1e-12)
     for parameter, gradient in zip(shared, expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-7, atol=1e-9)
@@ -178,18 +205,75 @@ def test_a_tied_last_layer_is_not_taken_from_its_outputs():
 
 
 @pytest.mark.parametrize("make", [Tied, Twice, in_place_trunk, hooked_trunk])
-def test_a_layer_that_is_not_plain_takes_the_whole_jacobian(make):
-    check(*setting(make), used=False)
+def test_a_layer_that_is_not_plain_has_columns_in_the_jacobian(make):
+    check(*setting(make), used=1)
+
+
+@pytest.mark.parametrize("make", [mixed_trunk, Convolved])
+@pytest.mark.parametrize("penalty", [False, True])
+def test_other_layers_have_columns_beside_the_outputs(make, penalty):
+    used = 3 if make is mixed_trunk else 1
+    assert WORDS in check(*setting(make, penalty=penalty), used=used).describe()
+
+
+def test_layers_come_and_go_with_the_rows_and_the_tasks():
+    model, _ = setting(mixed_trunk)
+    runner = engine(build("cagrad", tasks=TASKS), model)
+    found = spied(runner)
+    for rows, tasks in ((6, TASKS), (16, TASKS), (40, TASKS), (6, TASKS[:1]), (6, TASKS[1:]), (6, TASKS)):
+        other, batch = setting(mixed_trunk, (rows, 16), tasks)
+        update, gramian = explicit(other, batch)
+        model.load_state_dict(other.state_dict())
+        model.zero_grad()
+        report = runner.backward([setting(mixed_trunk, (rows, 16), tasks, model=model)[1]])
+        torch.testing.assert_close(report.gramian, gramian, rtol=1e-9, atol=1e-12)
+        taken = torch.cat([p.grad.reshape(-1) for p in model.shared_parameters()])
+        torch.testing.assert_close(taken, update, rtol=1e-7, atol=1e-9)
+    assert found == [3, 2, 0, 0, 3, 3]
+
+
+def test_what_is_frozen_for_a_step_is_left_out_of_it():
+    model, batch = setting(mixed_trunk)
+    runner = engine(build("cagrad", tasks=TASKS), model)
+    found = spied(runner)
+    for fixed in ([], [model.trunk[3].weight], [model.trunk[0].bias, model.trunk[5].weight], []):
+        for parameter in model.parameters():
+            parameter.requires_grad_(not any(parameter is one for one in fixed))
+        model.zero_grad()
+        report = runner.backward([batch])
+        update, gramian = explicit(model, batch)
+        torch.testing.assert_close(report.gramian, gramian, rtol=1e-9, atol=1e-12)
+        taken = torch.cat([p.grad.reshape(-1) for p in model.shared_parameters() if p.requires_grad])
+        torch.testing.assert_close(taken, update, rtol=1e-7, atol=1e-9)
+        assert all(parameter.grad is None for parameter in fixed)
+    assert found == [3, 2, 2, 3]
+
+
+def test_a_step_leaves_nothing_of_its_graph_behind():
+    model, batch = setting(plain_trunk)
+    kept = []
+    model.trunk[1].register_forward_hook(lambda module, given, made: kept.append(weakref.ref(made)))
+    for place in ("parameters", "last"):
+        runner = engine(build("cagrad", tasks=TASKS), model, at=place)
+        found = spied(runner)
+        runner.backward([batch])
+        assert found[0] > 0
+        assert kept.pop()() is None
 
 
 def test_the_rule_about_sizes_and_kinds():
-    check(*setting(plain_trunk, (11, 16)), used=False)  # 44 outputs, 896 weights: at most 10 rows
-    check(*setting(plain_trunk, (10, 16)), used=True)
-    check(*setting(plain_trunk, tasks=("a", "b", "c")), used=False)  # fewer than four tasks
-    normed = lambda: nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.Linear(32, 12))  # noqa: E731
-    assert WORDS not in check(*setting(normed), used=False).describe()
-    model, _ = setting(plain_trunk)
-    assert WORDS not in engine(build("cagrad", tasks=TASKS), model, reduce=torch.clone).describe()
+    check(*setting(plain_trunk, (11, 16)), used=2)
+    check(*setting(plain_trunk, (16, 16)), used=1)  # the first layer would save nothing
+    check(*setting(plain_trunk, (17, 16)), used=0)
+    check(*setting(plain_trunk, (6, 16), TASKS[:2]), used=2)
+    check(*setting(plain_trunk, (11, 16), TASKS[:2]), used=0)  # with fewer tasks there is less to save
+    model, batch = setting(plain_trunk)
+    single = engine(build("cagrad", tasks=TASKS), model, reduce=torch.clone)
+    assert WORDS not in single.describe()
+    runner = engine(build("cagrad", tasks=TASKS), model)
+    found = spied(runner)
+    runner.backward([batch, batch])  # gradients add up over micro-batches, products do not
+    assert found == [0]
 
 
 def test_tiny_gradients_in_float32_keep_their_digits():

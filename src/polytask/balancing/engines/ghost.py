@@ -16,9 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from polytask.balancing.engines.jacobian import add_gradient
+from polytask.balancing.engines.rows import is_rounded
 
-FEWEST_TASKS = 4
-"""With fewer tasks the m backwards cost too little for the products to pay."""
+PARTS = 4
+"""Of a layer's rows, in ``half_products``; more were slower."""
+
+FEWEST_ROWS = 64
+"""Of a part: a smaller product costs more by being one than by its size."""
+
+GAIN = 0.9
+"""Most that the short way may take of the long way's multiplications: its products are smaller, and a bit slower."""
 
 
 @dataclass
@@ -29,44 +36,74 @@ class Layer:
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     versions: list[tuple[int, int]] = field(default_factory=list)
+    is_wide: bool = True
+
+    def note(self, given: Tensor, made: Tensor) -> None:
+        """Keep what a call was given and made; of one with more rows than inputs nothing: it could be much."""
+        self.is_wide &= given.numel() <= self.module.in_features**2
+        if self.is_wide:
+            self.inputs.append(given)
+            self.outputs.append(made)
+            self.versions.append((given._version, made._version))
 
     def is_plain(self) -> bool:
-        """Whether it ran once, with a graph, unhooked, and nothing was written over its inputs and outputs since."""
+        """Whether it is trained, ran once, unhooked, and nothing was written over its inputs and outputs since."""
         module, tensors = self.module, [self.module.weight, self.module.bias]
         hooks = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks]
         hooked = any(hooks) or any(t is not None and t._backward_hooks for t in tensors)
         now = [(a._version, z._version) for a, z in zip(self.inputs, self.outputs, strict=True)]
-        return len(now) == 1 and not hooked and now == self.versions and self.outputs[0].requires_grad
+        once = self.is_wide and len(now) == 1 and module.weight.requires_grad
+        return once and not hooked and now == self.versions and self.outputs[0].requires_grad
 
     @property
     def has_bias(self) -> bool:
         """Whether a bias is trained."""
         return self.module.bias is not None and self.module.bias.requires_grad
 
-    def empty_stack(self, count: int) -> Tensor:
-        """Room for ``count`` gradients of the outputs, ``[count, rows, out]``, float32 or better."""
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Its parameters whose gradients the products stand for."""
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    def stack(self, count: int, kept: Tensor | None) -> Tensor:
+        """Room for ``count`` gradients of the outputs, ``[count, rows, out]``, float32 or better.
+
+        That is ``kept``, of an earlier step, where it fits.
+        """
         z = self.outputs[0]
-        dtype = torch.promote_types(z.dtype, torch.float32)
-        return torch.empty(count, z.numel() // z.shape[-1], z.shape[-1], dtype=dtype, device=z.device)
+        dtype, shape = torch.promote_types(z.dtype, torch.float32), (count, z.numel() // z.shape[-1], z.shape[-1])
+        if kept is not None and (kept.dtype, kept.shape, kept.device) == (dtype, shape, z.device):
+            return kept
+        return torch.empty(shape, dtype=dtype, device=z.device)
 
     def rows(self) -> Tensor:
         """Inputs ``[rows, in]`` in float32 or better, whatever autocast says."""
         flat = self.inputs[0].detach().reshape(-1, self.module.in_features)
         return flat if flat.dtype == torch.float64 else flat.float()
 
+    def pays(self, count: int, summed: bool) -> bool:
+        """Whether the products of ``count`` tasks' gradients take fewer multiplications than these gradients.
+
+        Args:
+            count: Number of tasks.
+            summed: Whether the weighted sum of the gradients is wanted as well, and not from another backward.
+        """
+        size, out = self.module.in_features, self.module.out_features
+        rows = self.outputs[0].numel() // out
+        parts = parts_of(rows)
+        kernel = (parts + 1) / (2 * parts) * rows * rows * (size + count * out)
+        short = kernel + count * count * rows * out + (rows * size * out if summed else 0)
+        return short <= GAIN * (count * rows * size * out + count * count * size * out)
+
 
 def linear_layers(model: nn.Module | None, shared: Sequence[nn.Parameter]) -> list[nn.Linear]:
-    """The linear layers that own all shared parameters between them; none if there are others, or hidden uses."""
+    """The linear layers whose trained parameters are all among the shared ones."""
     modules = list(model.modules()) if model is not None else []
     if any(type(module).__name__ == "OptimizedModule" for module in modules):
         return []  # hooks would make the compiler start anew in every step
-    left = {id(p) for p in shared}
-    found = []
-    for module in modules:
-        if type(module) is nn.Linear and id(module.weight) in left:
-            found.append(module)
-            left -= {id(module.weight), id(module.bias)}
-    return [] if left else found
+    own = {id(p) for p in shared}
+    linear = [module for module in modules if type(module) is nn.Linear and id(module.weight) in own]
+    return [m for m in linear if m.bias is None or id(m.bias) in own or not m.bias.requires_grad]
 
 
 @contextmanager
@@ -76,9 +113,7 @@ def recorded(modules: Sequence[nn.Linear]) -> Iterator[list[Layer]]:
 
     def hook_of(layer: Layer) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, given: Any, made: Any) -> None:
-            layer.inputs.append(given[0])
-            layer.outputs.append(made)
-            layer.versions.append((given[0]._version, made._version))
+            layer.note(given[0], made)
 
         return hook
 
@@ -90,21 +125,8 @@ def recorded(modules: Sequence[nn.Linear]) -> Iterator[list[Layer]]:
             handle.remove()
 
 
-def pays(layers: Sequence[Layer]) -> bool:
-    """Whether every layer ran plainly, with at most half as many rows as inputs (weighed by outputs).
-
-    Measured on three layers of 256 and 512 inputs with 8 tasks: half the time of the whole Jacobian at 64 rows, no
-    gain at 256.
-    """
-    if not all(layer.is_plain() for layer in layers):
-        return False
-    inputs = sum(layer.module.in_features * layer.module.out_features for layer in layers)
-    rows = sum(layer.outputs[0].numel() for layer in layers)
-    return 2 * rows <= inputs
-
-
-def used_once(losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> bool:
-    """Whether each parameter enters the losses' graph at one place: a tied weight has a further gradient."""
+def used_once(losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> set[int]:
+    """Ids of the parameters that enter the losses' graph at one place: a tied weight has a further gradient."""
     counts = dict.fromkeys(map(id, parameters), 0)
     waiting, seen = [loss.grad_fn for loss in losses.values()], set()
     while waiting:
@@ -117,38 +139,78 @@ def used_once(losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) 
             if id(leaf) in counts:
                 counts[id(leaf)] += 1
             waiting.append(following)
-    return all(count == 1 for count in counts.values())
+    return {number for number, count in counts.items() if count == 1}
 
 
-def ghost_products(layers: Sequence[Layer], stacks: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """The Gramian ``[p, p]`` of the layers' gradients.
+class OutputRows:
+    """Every task's gradients of the outputs of linear layers, in place of the layers' columns in a Jacobian.
 
     Args:
-        layers: What ran.
-        stacks: For each layer the tasks' gradients of its outputs, ``[p, rows, out]``.
-        dtype: To compute in.
+        layers: What ran in this step; there may be none.
+        count: Number of tasks.
+        rooms: Memory of the last step by layer, which is used again where it fits; it will hold that of this step.
     """
-    count = len(stacks[0])
-    total = torch.zeros(count, count, dtype=dtype, device=stacks[0].device)
-    with torch.autocast(stacks[0].device.type, enabled=False):
-        for layer, stack in zip(layers, stacks, strict=True):
-            rows, grads = layer.rows().to(dtype), stack.to(dtype)
-            kernel = rows @ rows.T
-            if layer.has_bias:
-                kernel = kernel + 1.0  # the bias is a weight whose input is always one
-            # One product a task: a batched one copies the kernel for every task, and took twice as long.
-            seen = torch.empty_like(grads)
-            for grad, room in zip(grads, seen, strict=True):
-                torch.mm(kernel, grad, out=room)
-            total += grads.reshape(count, -1) @ seen.reshape(count, -1).T
+
+    def __init__(self, layers: Sequence[Layer], count: int, rooms: dict[int, Tensor]):
+        self.layers = list(layers)
+        self.stacks = [layer.stack(count, rooms.get(id(layer.module))) for layer in layers]
+        rooms.clear()
+        rooms.update({id(layer.module): stack for layer, stack in zip(layers, self.stacks, strict=True)})
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """What the gradients are taken of."""
+        return [layer.outputs[0] for layer in self.layers]
+
+    def add(self, row: int, gradients: Sequence[Tensor | None]) -> None:
+        """Write a task's gradients into its row; None stands for zeros."""
+        for stack, gradient in zip(self.stacks, gradients, strict=True):
+            stack[row] = 0.0 if gradient is None else gradient.reshape(stack[row].shape)
+
+    def gramian(self, exact: bool = False) -> Tensor:
+        """The Gramian ``[p, p]`` of the layers' gradients, float32 or better; float64 if ``exact``."""
+        first = self.stacks[0]
+        dtype = torch.float64 if exact or is_rounded(first) else first.dtype
+        half = first.new_zeros(len(first), len(first), dtype=dtype)
+        with torch.autocast(first.device.type, enabled=False):
+            for layer, stack in zip(self.layers, self.stacks, strict=True):
+                half += half_products(layer.rows().to(dtype), stack.to(dtype), layer.has_bias)
+        return half + half.T
+
+    def write(self, weights: Tensor) -> None:
+        """Put the weighted sum of the tasks' gradients of the layers' parameters into ``.grad``."""
+        for layer, stack in zip(self.layers, self.stacks, strict=True):
+            with torch.autocast(stack.device.type, enabled=False):
+                combined = torch.tensordot(weights.to(stack), stack, dims=1)
+                add_gradient(layer.module.weight, combined.T @ layer.rows().to(combined))
+                if layer.has_bias:
+                    add_gradient(layer.module.bias, combined.sum(0))
+
+
+def parts_of(rows: int) -> int:
+    """How many parts of its rows a layer's kernel is taken in."""
+    return max(1, min(PARTS, rows // FEWEST_ROWS))
+
+
+def half_products(rows: Tensor, grads: Tensor, bias: bool) -> Tensor:
+    """A matrix that gives the inner products ``[p, p]`` when its own transpose is added.
+
+    With a symmetric kernel K, <B_i, K B_j> + <B_j, K B_i> is twice what is wanted, so that what lies above the
+    diagonal of K need not be computed, nor multiplied with: blocks on the diagonal count half, those below it in full.
+
+    Args:
+        rows: The layer's inputs ``[rows, in]``.
+        grads: The tasks' gradients of its outputs, ``[p, rows, out]``.
+        bias: Whether the layer has a bias, which is a weight whose input is always one.
+    """
+    count, size = len(grads), -(-len(rows) // parts_of(len(rows)))
+    total = grads.new_zeros(count, count)
+    for start in range(0, len(rows), size):
+        stop = min(start + size, len(rows))
+        kernel = rows[start:stop] @ rows[:stop].T
+        if bias:
+            kernel += 1.0
+        kernel[:, start:] *= 0.5
+        seen = kernel @ grads[:, :stop]
+        total += grads[:, start:stop].reshape(count, -1) @ seen.reshape(count, -1).T
     return total
-
-
-def write_weighted(layers: Sequence[Layer], stacks: Sequence[Tensor], weights: Tensor) -> None:
-    """Put the weighted sum of the tasks' gradients into ``.grad``."""
-    for layer, stack in zip(layers, stacks, strict=True):
-        with torch.autocast(stack.device.type, enabled=False):
-            combined = torch.tensordot(weights.to(stack), stack, dims=1)
-            add_gradient(layer.module.weight, combined.T @ layer.rows().to(combined))
-            if layer.has_bias:
-                add_gradient(layer.module.bias, combined.sum(0))

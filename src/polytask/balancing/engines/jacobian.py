@@ -15,18 +15,19 @@ class Jacobian:
     """Rows of gradients with respect to some parameters.
 
     Args:
-        parameters: Whose gradients; their order is that of the columns.
+        parameters: Whose gradients; their order is that of the columns. There may be none.
+        device: Where the rows are kept; the parameters' own if None.
 
     Attributes:
         buffer: Shape ``[p, n]``, float32 or the parameters' own wider type; valid after ``start``.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]):
+    def __init__(self, parameters: Sequence[nn.Parameter], device: torch.device | None = None):
         self.parameters = list(parameters)
         self.sizes = [p.numel() for p in self.parameters]
-        first = self.parameters[0]
         self.dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.parameters) else torch.float32
-        self.buffer = torch.empty(0, sum(self.sizes), dtype=self.dtype, device=first.device)
+        device = self.parameters[0].device if device is None else device
+        self.buffer = torch.empty(0, sum(self.sizes), dtype=self.dtype, device=device)
         self._written: list[bool] = []
         self._reached: list[bool] = []
 
@@ -40,6 +41,11 @@ class Jacobian:
     def add(self, row: int, gradients: Sequence[Tensor | None]) -> None:
         """Write a task's gradients into its row, or add them to what an earlier micro-batch left there."""
         again = self._written[row]
+        whole = [gradient.reshape(-1) for gradient in gradients if gradient is not None]
+        if not again and whole and len(whole) == len(gradients):
+            torch.cat(whole, out=self.buffer[row])  # one call in place of one a parameter
+            self._reached, self._written[row] = [True] * len(whole), True
+            return
         for position, (part, gradient) in enumerate(zip(self._parts(row), gradients, strict=True)):
             if gradient is None:
                 if not again:

@@ -10,18 +10,16 @@ from torch import Tensor, nn
 
 from polytask.balancing.base import Balancer, JacobianAggregator
 from polytask.balancing.engines.core import Options
-from polytask.balancing.engines.ghost import FEWEST_TASKS, linear_layers, pays, recorded, write_weighted
+from polytask.balancing.engines.ghost import Layer, OutputRows, linear_layers
 from polytask.balancing.engines.gradients import GradientEngine, add_gradients, backward_penalty, gradients, report
 from polytask.balancing.engines.halves import cross_products
 from polytask.balancing.engines.heads import plain_tap
 from polytask.balancing.engines.host import check_finite
 from polytask.balancing.engines.jacobian import Jacobian, blocks_of
-from polytask.balancing.engines.outputs import OutputEngine
+from polytask.balancing.engines.outputs import OUTPUTS, OutputEngine
 from polytask.balancing.engines.rows import exact_products, products
 from polytask.balancing.engines.sums import Sums
 from polytask.balancing.types import Losses, MicroBatch, Parameters, StepReport
-
-OUTPUTS = ", from those of the layers' outputs where a step has at most half as many rows as inputs"
 
 
 class ParameterEngine(OutputEngine):
@@ -35,12 +33,12 @@ class ParameterEngine(OutputEngine):
         self, balancer: Balancer, parameters: Parameters, options: Options, optimizer: Mapping[str, Any] | None
     ):
         super().__init__(balancer, parameters, options, optimizer)
-        self.jacobian = Jacobian(self.shared) if self.shared else None
-        module = parameters if isinstance(parameters, nn.Module) else None
+        device = self.shared[0].device if self.shared else torch.device("cpu")
+        self.jacobian = Jacobian(self.shared, device)
         # Of the second half alone, for a method that needs two.
-        self._second = Jacobian(self.shared) if self.shared and balancer.halves else None
-        alone = options.reduce is None and not isinstance(balancer, JacobianAggregator) and not balancer.halves
-        if alone and len(balancer.tasks) >= FEWEST_TASKS:
+        self._second = Jacobian(self.shared, device) if balancer.halves else None
+        module = parameters if isinstance(parameters, nn.Module) else None
+        if options.reduce is None and not isinstance(balancer, JacobianAggregator) and not balancer.halves:
             self._linear = linear_layers(module, self.shared)
 
     def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
@@ -48,21 +46,14 @@ class ParameterEngine(OutputEngine):
         kept = self.kept_weights(tasks)
         if kept is not None:
             return self.told(tasks, self.weighted_pass(micro, tasks, kept), kept)
-        assert self.jacobian is not None
-        first: Losses | None = None
-        if self._pays_from_outputs(micro, tasks):
-            with recorded(self._linear) as layers:
-                first = self.check_losses(micro[0], micro[0].forward(plain_tap))
-            if pays(layers) and self.tied_to_nothing(first, self.shared):
-                weights, found, stacks = self.from_outputs(first, tasks, layers)
-                write_weighted(layers, stacks, weights)
-                backward_penalty(first)
-                return found
+        alone = self.watched(micro[0], summed=True) if self._linear and len(micro) == 1 else None
+        outputs = self.output_rows([] if alone is None else alone[1], tasks)
+        self._leave_out(outputs)
         total, buffers = Sums(), started([self.jacobian, self._second], len(tasks))
         for batch in micro:
-            losses = first or self.check_losses(batch, batch.forward(plain_tap))
+            losses = self.check_losses(batch, batch.forward(plain_tap)) if alone is None else alone[0]
             total.add(losses)
-            self._write_rows(losses, tasks, buffers[: 1 + batch.half])
+            self._write_rows(losses, tasks, buffers[: 1 + batch.half], outputs)
             backward_penalty(losses)
         values = self.reduced(total.stack(tasks))
         self.jacobian.finish()
@@ -73,38 +64,46 @@ class ParameterEngine(OutputEngine):
         if isinstance(self.balancer, JacobianAggregator):
             return self._aggregate(self.balancer, values, tasks)
         weights, found = self.decide(
-            self.jacobian.gramian(self.options.reduce),
+            self._gramian(outputs),
             values,
             tasks,
-            self._jacobian_again,
-            self.jacobian.culprit,
+            lambda: self._gramian(outputs, exact=True),
+            None if outputs.layers else self.jacobian.culprit,
             cross,
         )
         rows = self.jacobian.buffer
         self.jacobian.write(weights.to(rows) @ rows)
+        outputs.write(weights)
         return found
 
-    def _pays_from_outputs(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> bool:
-        """Whether the short way may be tried: it takes all layers, and is judged when none of them is fixed."""
-        wide = bool(self._linear) and len(micro) == 1 and len(tasks) >= FEWEST_TASKS
-        return wide and all(p.requires_grad for p in self.shared)
+    def _leave_out(self, outputs: OutputRows) -> None:
+        """Give the Jacobian columns for those parameters only that the layers' outputs do not stand for."""
+        there = {id(p) for layer in outputs.layers for p in layer.trained}
+        rest = [p for p in self.shared if id(p) not in there]
+        if list(map(id, rest)) != list(map(id, self.jacobian.parameters)):
+            self.jacobian = Jacobian(rest, self.jacobian.buffer.device)
 
-    def _jacobian_again(self) -> Tensor:
-        assert self.jacobian is not None
-        return self.jacobian.gramian(self.options.reduce, exact_products)
+    def _gramian(self, outputs: OutputRows, exact: bool = False) -> Tensor:
+        found = self.jacobian.gramian(self.options.reduce, exact_products if exact else products)
+        return found + outputs.gramian(exact) if outputs.layers else found
 
-    def _write_rows(self, losses: Losses, tasks: tuple[str, ...], buffers: Sequence[Jacobian]) -> None:
+    def _write_rows(
+        self, losses: Losses, tasks: tuple[str, ...], buffers: Sequence[Jacobian], outputs: OutputRows
+    ) -> None:
+        """One backward a task, into its row; its own parameters get their gradient on the way."""
         present = [task for task in tasks if task in losses.tasks]
+        balanced = [*outputs.outputs, *self.jacobian.parameters]
+        first, last = len(outputs.outputs), len(balanced)
         for position, task in enumerate(present):
             keep_graph = position < len(present) - 1 or losses.penalty is not None
-            own = self.own_parameters(task)
-            grads = gradients(losses.tasks[task], [*self.shared, *own], keep_graph)
+            own, row = self.own_parameters(task), tasks.index(task)
+            grads = gradients(losses.tasks[task], [*balanced, *own], keep_graph)
+            outputs.add(row, grads[:first])
             for buffer in buffers:
-                buffer.add(tasks.index(task), grads[: len(self.shared)])
-            add_gradients(own, grads[len(self.shared) :])
+                buffer.add(row, grads[first:last])
+            add_gradients(own, grads[last:])
 
     def _aggregate(self, balancer: JacobianAggregator, losses: Tensor, tasks: tuple[str, ...]) -> StepReport:
-        assert self.jacobian is not None
         rows = self.reduced(self.jacobian.buffer)
         norms = torch.linalg.vector_norm(rows, dim=1)
         check_finite(torch.diag(norms.detach().cpu()), tasks, self.jacobian.culprit)
@@ -152,7 +151,7 @@ class PartEngine(OutputEngine):
         self._last = parts is None
         module = parameters if isinstance(parameters, nn.Module) else None
         if self._last and options.reduce is None and not balancer.halves:
-            self._linear = linear_layers(module, self.parts[0])
+            self._linear = layers_of(module, self.parts[0])
 
     def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
         """The Gramian part by part, the solve, and a weighted backward."""
@@ -161,14 +160,9 @@ class PartEngine(OutputEngine):
             return self.told(tasks, self.weighted_pass(micro, tasks, kept), kept)
         alone = None
         if len(micro) == 1:
-            with recorded(self._linear) as layers:
-                alone = self.check_losses(micro[0], micro[0].forward(plain_tap))
-            # The short way takes the weights of the whole layer, so none may be fixed.
-            trained = all(p.requires_grad for p in self.parts[0])
-            if self._linear and trained and pays(layers) and self.tied_to_nothing(alone, self.parts[0]):
-                weights, found, _ = self.from_outputs(alone, tasks, layers)
-                self.weighted_backward(alone, tasks, weights, own=False)
-                return found
+            alone, layers = self.watched(micro[0], summed=False)
+            if layers and len(layers) == len(self._linear):
+                return self._from_outputs(alone, tasks, layers)
         gramian, values, cross = self._gramian(micro, tasks, alone, products, own=True)
         weights, found = self.decide(
             gramian, values, tasks, lambda: self._gramian(micro, tasks, alone, exact_products)[0], cross=cross
@@ -177,6 +171,19 @@ class PartEngine(OutputEngine):
             self.weighted_backward(alone, tasks, weights, own=False)
         else:
             self.weighted_pass(micro, tasks, weights, own=False)
+        return found
+
+    def _from_outputs(self, losses: Losses, tasks: tuple[str, ...], layers: Sequence[Layer]) -> StepReport:
+        """The same from the gradients of the last layers' outputs; each task's backward ends there."""
+        outputs, total = self.output_rows(layers, tasks), Sums()
+        total.add(losses)
+        for row, task in enumerate(tasks):
+            own = self.own_parameters(task)
+            grads = gradients(losses.tasks[task], [*outputs.outputs, *own], keep_graph=True)
+            outputs.add(row, grads[: len(layers)])
+            add_gradients(own, grads[len(layers) :])
+        weights, found = self.decide(outputs.gramian(), total.stack(tasks), tasks, lambda: outputs.gramian(exact=True))
+        self.weighted_backward(losses, tasks, weights, own=False)
         return found
 
     def _gramian(
@@ -263,3 +270,10 @@ def last_shared(parameters: Parameters, shared: Sequence[nn.Parameter]) -> list[
         if any(p is chosen for p in mine):
             return [p for p in mine if id(p) in own]
     return [chosen]
+
+
+def layers_of(model: nn.Module | None, part: Sequence[nn.Parameter]) -> list[nn.Linear]:
+    """The linear layers that own all of these parameters between them; none if there are others."""
+    found = linear_layers(model, part)
+    owned = {id(p) for layer in found for p in (layer.weight, layer.bias)}
+    return found if owned >= {id(p) for p in part} else []

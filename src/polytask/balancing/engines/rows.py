@@ -19,9 +19,14 @@ def products(rows: Tensor) -> Tensor:
     with torch.autocast(rows.device.type, enabled=False):
         if rows.dtype not in (torch.float32, torch.float64):
             rows = rows.float()
-        if rows.is_cuda and torch.backends.cuda.matmul.allow_tf32:
+        if is_rounded(rows):
             return exact_products(rows)
         return rows @ rows.T
+
+
+def is_rounded(rows: Tensor) -> bool:
+    """Whether products of ``rows`` would be taken in less than float32, which the user allowed for the model's sake."""
+    return rows.is_cuda and torch.backends.cuda.matmul.allow_tf32
 
 
 def exact_products(rows: Tensor) -> Tensor:

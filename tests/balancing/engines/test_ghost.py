@@ -186,6 +186,34 @@ def test_the_last_layer_alone(make, rows, used):
             torch.testing.assert_close(parameter.grad, gradient)
 
 
+class Skipping(nn.Module):
+    """Tasks see more than the last layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(16, 32), nn.Linear(32, 32)
+
+    def forward(self, x):
+        hidden = torch.tanh(self.one(x))
+        return (self.two(hidden) + hidden)[:, :12]
+
+
+def test_what_leads_past_the_last_layer_is_seen():
+    model, batch = setting(Skipping, penalty=True)
+    shared, last = model.shared_parameters(), list(model.trunk.two.parameters())
+    losses = batch.forward(lambda f: dict.fromkeys(batch.tasks, f))
+    rows = [torch.autograd.grad(losses.tasks[t], last, retain_graph=True) for t in TASKS]
+    own = torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows])
+    weights = build("cagrad", tasks=TASKS).weigh(own @ own.T, None, TASKS)
+    total = sum(w * losses.tasks[t] for w, t in zip(weights, TASKS, strict=True)) + losses.penalty
+    runner = engine(build("cagrad", tasks=TASKS), model, at="last")
+    taken = spied(runner)
+    runner.backward([batch])
+    assert taken == [1]
+    for parameter, gradient in zip(shared, torch.autograd.grad(total, shared), strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-7, atol=1e-9)
+
+
 class TiedLast(nn.Module):
     """The last layer's weight is used before, where no module shows it."""
 

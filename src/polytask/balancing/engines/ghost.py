@@ -177,11 +177,18 @@ class OutputRows:
                 half += half_products(layer.rows().to(dtype), stack.to(dtype), layer.has_bias)
         return half + half.T
 
+    def weighted(self, weights: Tensor) -> list[Tensor]:
+        """For each layer the weighted sum of the tasks' gradients of its outputs, ``[rows, out]``."""
+        found = []
+        for stack in self.stacks:
+            with torch.autocast(stack.device.type, enabled=False):
+                found.append(torch.tensordot(weights.to(stack), stack, dims=1))
+        return found
+
     def write(self, weights: Tensor) -> None:
         """Put the weighted sum of the tasks' gradients of the layers' parameters into ``.grad``."""
-        for layer, stack in zip(self.layers, self.stacks, strict=True):
-            with torch.autocast(stack.device.type, enabled=False):
-                combined = torch.tensordot(weights.to(stack), stack, dims=1)
+        for layer, combined in zip(self.layers, self.weighted(weights), strict=True):
+            with torch.autocast(combined.device.type, enabled=False):
                 add_gradient(layer.module.weight, combined.T @ layer.rows().to(combined))
                 if layer.has_bias:
                     add_gradient(layer.module.bias, combined.sum(0))

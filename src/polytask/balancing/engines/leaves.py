@@ -23,11 +23,11 @@ def own_leaves(
     reached: set[int] = set()
     own: dict[str, dict[int, nn.Parameter]] = {}
     for task, loss in losses:
-        leaves = _leaves([loss], stops)
+        leaves = leaves_of([loss], stops)
         reached |= {id(leaf) for leaf in leaves}
         own.setdefault(task, {}).update({id(leaf): leaf for leaf in leaves if id(leaf) not in is_shared})
     if features:
-        reached |= {id(leaf) for leaf in _leaves(features.values(), set())}
+        reached |= {id(leaf) for leaf in leaves_of(features.values(), set())}
     lost = [f"number {i} of shape {list(p.shape)}" for i, p in enumerate(shared) if id(p) not in reached]
     if lost:
         raise BalancerError(
@@ -37,7 +37,7 @@ def own_leaves(
     return {task: list(leaves.values()) for task, leaves in own.items()}
 
 
-def _leaves(tensors: Iterable[Tensor], stops: set[Any]) -> list[Any]:
+def leaves_of(tensors: Iterable[Tensor], stops: set[Any]) -> list[Any]:
     """Trained leaves that tensors depend on, not looking past the nodes in ``stops``."""
     found, seen = [], set(stops)
     waiting = [tensor.grad_fn for tensor in tensors]

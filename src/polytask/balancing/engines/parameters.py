@@ -16,6 +16,7 @@ from polytask.balancing.engines.halves import cross_products
 from polytask.balancing.engines.heads import plain_tap
 from polytask.balancing.engines.host import check_finite
 from polytask.balancing.engines.jacobian import Jacobian, blocks_of
+from polytask.balancing.engines.leaves import leaves_of
 from polytask.balancing.engines.outputs import OUTPUTS, OutputEngine
 from polytask.balancing.engines.rows import exact_products, products
 from polytask.balancing.engines.sums import Sums
@@ -183,8 +184,20 @@ class PartEngine(OutputEngine):
             outputs.add(row, grads[: len(layers)])
             add_gradients(own, grads[len(layers) :])
         weights, found = self.decide(outputs.gramian(), total.stack(tasks), tasks, lambda: outputs.gramian(exact=True))
-        self.weighted_backward(losses, tasks, weights, own=False)
+        self._from_there(losses, tasks, weights, outputs)
         return found
+
+    def _from_there(self, losses: Losses, tasks: tuple[str, ...], weights: Tensor, outputs: OutputRows) -> None:
+        """The weighted backward: from the one layer's outputs if all of the tasks' paths lead through them."""
+        made = outputs.outputs
+        beside = {id(leaf) for leaf in leaves_of(losses.tasks.values(), {z.grad_fn for z in made})}
+        if len(made) > 1 or any(id(p) in beside for p in self.shared):
+            self.weighted_backward(losses, tasks, weights, own=False)
+            return
+        live = [p for p in self.shared if p.requires_grad]
+        seed = outputs.weighted(weights)[0].view_as(made[0]).to(made[0].dtype)
+        torch.autograd.backward(made, [seed], inputs=live, retain_graph=losses.penalty is not None)
+        backward_penalty(losses)
 
     def _gramian(
         self,

@@ -9,7 +9,8 @@ from polytask.balancing.base import Balancer, GramianWeighting, JacobianAggregat
 from polytask.balancing.engines.core import ACCUMULATES, PLACES, RESCALES, BaseEngine, Options
 from polytask.balancing.engines.features import FeatureEngine
 from polytask.balancing.engines.losses import LossEngine
-from polytask.balancing.engines.parameters import PartEngine, parameter_engine
+from polytask.balancing.engines.parameters import parameter_engine
+from polytask.balancing.engines.parts import PartEngine
 from polytask.balancing.engines.sharded import refuse_sharded
 from polytask.balancing.types import Engine, Parameters, Reduce
 from polytask.errors import BalancerError, unknown

@@ -65,6 +65,11 @@ class Layer:
         """Its parameters whose gradients the products stand for."""
         return [p for p in self.module.parameters() if p.requires_grad]
 
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Of inputs and outputs."""
+        return {self.inputs[0].dtype, self.outputs[0].dtype}
+
     def stack(self, count: int, kept: Tensor | None) -> Tensor:
         """Room for ``count`` gradients of the outputs, ``[count, rows, out]``, float32 or better.
 

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from polytask.balancing.engines.rows import BLOCK, exact_products, products
 from polytask.balancing.types import Reduce
+
+
+@dataclass(frozen=True)
+class Product:
+    """A gradient ``left' right`` that is only formed where it is kept: no memory of its own, and no copy."""
+
+    left: Tensor
+    right: Tensor
+
+
+Entry = Tensor | Product | None
+"""A task's gradient of one parameter; None where it does not depend on it."""
 
 
 class Jacobian:
@@ -38,10 +52,10 @@ class Jacobian:
         self._written = [False] * rows
         self._reached = [False] * len(self.parameters)
 
-    def add(self, row: int, gradients: Sequence[Tensor | None]) -> None:
+    def add(self, row: int, gradients: Sequence[Entry]) -> None:
         """Write a task's gradients into its row, or add them to what an earlier micro-batch left there."""
         again = self._written[row]
-        whole = [gradient.reshape(-1) for gradient in gradients if gradient is not None]
+        whole = [gradient.reshape(-1) for gradient in gradients if isinstance(gradient, Tensor)]
         if not again and whole and len(whole) == len(gradients):
             torch.cat(whole, out=self.buffer[row])  # one call in place of one a parameter
             self._reached, self._written[row] = [True] * len(whole), True
@@ -50,6 +64,9 @@ class Jacobian:
             if gradient is None:
                 if not again:
                     part.zero_()
+            elif isinstance(gradient, Product):
+                room = part.view(gradient.left.shape[1], -1)
+                torch.addmm(room, gradient.left.T, gradient.right, beta=float(again), out=room)
             elif again:
                 part.add_(gradient.reshape(-1))
             else:
@@ -104,6 +121,14 @@ def add_gradient(parameter: Tensor, gradient: Tensor) -> None:
         parameter.grad = made if made.stride() == parameter.stride() else torch.empty_like(parameter).copy_(made)
     else:
         parameter.grad += gradient
+
+
+def started(buffers: Sequence[Jacobian | None], rows: int) -> list[Jacobian]:
+    """Those buffers that there are, ready for a step with ``rows`` tasks."""
+    kept = [buffer for buffer in buffers if buffer is not None]
+    for buffer in kept:
+        buffer.start(rows)
+    return kept
 
 
 def blocks_of(parameters: Sequence[nn.Parameter], rows: int, budget: int) -> list[list[nn.Parameter]]:

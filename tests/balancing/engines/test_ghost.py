@@ -14,6 +14,11 @@ TASKS = ("a", "b", "c", "d", "e")
 WORDS = "of linear layers from the gradients of their outputs"
 
 
+@pytest.fixture(autouse=True)
+def _small_layers_count(monkeypatch):
+    monkeypatch.setattr("polytask.balancing.engines.ghost.FEWEST_WEIGHTS", 1)
+
+
 class Model(nn.Module):
     def __init__(self, trunk):
         super().__init__()

@@ -24,6 +24,9 @@ PARTS = 4
 FEWEST_ROWS = 64
 """Of a part: a smaller product costs more by being one than by its size."""
 
+FEWEST_WEIGHTS = 1 << 15
+"""Of a layer that is looked at: a smaller one saves less than the look takes."""
+
 GAIN = 0.9
 """Most that the short way may take of the long way's multiplications: its products are smaller, and a bit slower."""
 
@@ -102,13 +105,14 @@ class Layer:
 
 
 def linear_layers(model: nn.Module | None, shared: Sequence[nn.Parameter]) -> list[nn.Linear]:
-    """The linear layers whose trained parameters are all among the shared ones."""
+    """The large linear layers whose trained parameters are all among the shared ones."""
     modules = list(model.modules()) if model is not None else []
     if any(type(module).__name__ == "OptimizedModule" for module in modules):
         return []  # hooks would make the compiler start anew in every step
     own = {id(p) for p in shared}
     linear = [module for module in modules if type(module) is nn.Linear and id(module.weight) in own]
-    return [m for m in linear if m.bias is None or id(m.bias) in own or not m.bias.requires_grad]
+    large = [module for module in linear if module.weight.numel() >= FEWEST_WEIGHTS]
+    return [m for m in large if m.bias is None or id(m.bias) in own or not m.bias.requires_grad]
 
 
 @contextmanager

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,37 +40,37 @@ class Jacobian:
         self.sizes = [p.numel() for p in self.parameters]
         self.dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.parameters) else torch.float32
         device = self.parameters[0].device if device is None else device
-        self.buffer = torch.empty(0, sum(self.sizes), dtype=self.dtype, device=device)
+        self._room = torch.empty(0, sum(self.sizes), dtype=self.dtype, device=device)
+        self._views: list[list[Tensor]] = []
         self._written: list[bool] = []
         self._reached: list[bool] = []
+        self.buffer = self._room
 
     def start(self, rows: int) -> None:
-        """Begin a step with ``rows`` tasks; the memory of the last step is used again."""
-        if len(self.buffer) != rows:
-            self.buffer = torch.empty(rows, sum(self.sizes), dtype=self.dtype, device=self.buffer.device)
+        """Begin a step with ``rows`` tasks; the memory of earlier steps is used again."""
+        if len(self._room) < rows:
+            self._room = torch.empty(rows, sum(self.sizes), dtype=self.dtype, device=self.buffer.device)
+            self._views = [[] for _ in range(rows)]
+        self.buffer = self._room[:rows]
         self._written = [False] * rows
         self._reached = [False] * len(self.parameters)
 
     def add(self, row: int, gradients: Sequence[Entry]) -> None:
         """Write a task's gradients into its row, or add them to what an earlier micro-batch left there."""
         again = self._written[row]
-        whole = [gradient.reshape(-1) for gradient in gradients if isinstance(gradient, Tensor)]
-        if not again and whole and len(whole) == len(gradients):
-            torch.cat(whole, out=self.buffer[row])  # one call in place of one a parameter
-            self._reached, self._written[row] = [True] * len(whole), True
-            return
+        rooms: list[Tensor] = []
+        found: list[Tensor] = []
         for position, (part, gradient) in enumerate(zip(self._parts(row), gradients, strict=True)):
-            if gradient is None:
-                if not again:
-                    part.zero_()
-            elif isinstance(gradient, Product):
-                room = part.view(gradient.left.shape[1], -1)
-                torch.addmm(room, gradient.left.T, gradient.right, beta=float(again), out=room)
-            elif again:
-                part.add_(gradient.reshape(-1))
-            else:
-                part.copy_(gradient.reshape(-1))
+            if isinstance(gradient, Product):
+                torch.addmm(part, gradient.left.T, gradient.right, beta=float(again), out=part)
+            elif gradient is not None:
+                rooms.append(part)
+                found.append(gradient)
+            elif not again:
+                part.zero_()
             self._reached[position] |= gradient is not None
+        if rooms:  # in one call: most are small, and a call costs more than they do
+            (torch._foreach_add_ if again else torch._foreach_copy_)(rooms, found)
         self._written[row] = True
 
     def finish(self) -> Tensor:
@@ -81,8 +80,12 @@ class Jacobian:
                 self.buffer[row].zero_()
         return self.buffer
 
-    def _parts(self, row: int) -> Iterator[Tensor]:
-        return iter(torch.split(self.buffer[row], self.sizes))
+    def _parts(self, row: int) -> list[Tensor]:
+        """A row cut up, in the parameters' shapes."""
+        if not self._views[row]:
+            cut = torch.split(self._room[row], self.sizes)
+            self._views[row] = [part.view(p.shape) for part, p in zip(cut, self.parameters, strict=True)]
+        return self._views[row]
 
     def gramian(self, reduce: Reduce | None, form: Callable[[Tensor], Tensor] = products) -> Tensor:
         """Inner products of the rows after summing them over processes, ``[p, p]``.

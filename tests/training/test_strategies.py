@@ -257,7 +257,7 @@ def deep(tasks=2):
 
 
 def test_the_short_way_over_the_layers_outputs_knows_what_is_frozen(monkeypatch):
-    monkeypatch.setattr("polytask.balancing.engines.ghost.FEWEST_WEIGHTS", 1)
+    monkeypatch.setattr("polytask.balancing.engines.parameters.FEWEST_WEIGHTS", 1)
     data = rows(missing=0.0)
     wide = {
         **{t: data.targets(t) for t in data.tasks},

@@ -16,7 +16,7 @@ WORDS = "of linear layers from the gradients of their outputs"
 
 @pytest.fixture(autouse=True)
 def _small_layers_count(monkeypatch):
-    monkeypatch.setattr("polytask.balancing.engines.ghost.FEWEST_WEIGHTS", 1)
+    monkeypatch.setattr("polytask.balancing.engines.parameters.FEWEST_WEIGHTS", 1)
 
 
 class Model(nn.Module):

@@ -24,9 +24,6 @@ PARTS = 4
 FEWEST_ROWS = 64
 """Of a part: a smaller product costs more by being one than by its size."""
 
-FEWEST_WEIGHTS = 1 << 15
-"""Of a layer that is looked at: a smaller one saves less than the look takes."""
-
 GAIN = 0.9
 """Most that the short way may take of the long way's multiplications: its products are smaller, and a bit slower."""
 
@@ -68,11 +65,6 @@ class Layer:
         """Its parameters whose gradients the products stand for."""
         return [p for p in self.module.parameters() if p.requires_grad]
 
-    @property
-    def dtypes(self) -> set[torch.dtype]:
-        """Of inputs and outputs."""
-        return {self.inputs[0].dtype, self.outputs[0].dtype}
-
     def stack(self, count: int, kept: Tensor | None) -> Tensor:
         """Room for ``count`` gradients of the outputs, ``[count, rows, out]``, float32 or better.
 
@@ -104,14 +96,14 @@ class Layer:
         return short <= GAIN * (count * rows * size * out + count * count * size * out)
 
 
-def linear_layers(model: nn.Module | None, shared: Sequence[nn.Parameter]) -> list[nn.Linear]:
-    """The large linear layers whose trained parameters are all among the shared ones."""
+def linear_layers(model: nn.Module | None, shared: Sequence[nn.Parameter], fewest: int = 0) -> list[nn.Linear]:
+    """The linear layers of at least ``fewest`` weights whose trained parameters are all among the shared ones."""
     modules = list(model.modules()) if model is not None else []
     if any(type(module).__name__ == "OptimizedModule" for module in modules):
         return []  # hooks would make the compiler start anew in every step
     own = {id(p) for p in shared}
     linear = [module for module in modules if type(module) is nn.Linear and id(module.weight) in own]
-    large = [module for module in linear if module.weight.numel() >= FEWEST_WEIGHTS]
+    large = [module for module in linear if module.weight.numel() >= fewest]
     return [m for m in large if m.bias is None or id(m.bias) in own or not m.bias.requires_grad]
 
 

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from polytask.balancing.engines.rows import BLOCK, exact_products, products
 from polytask.balancing.types import Reduce
-
-
-@dataclass(frozen=True)
-class Product:
-    """A gradient ``left' right`` that is only formed where it is kept: no memory of its own, and no copy."""
-
-    left: Tensor
-    right: Tensor
-
-
-Entry = Tensor | Product | None
-"""A task's gradient of one parameter; None where it does not depend on it."""
 
 
 class Jacobian:
@@ -55,15 +42,13 @@ class Jacobian:
         self._written = [False] * rows
         self._reached = [False] * len(self.parameters)
 
-    def add(self, row: int, gradients: Sequence[Entry]) -> None:
+    def add(self, row: int, gradients: Sequence[Tensor | None]) -> None:
         """Write a task's gradients into its row, or add them to what an earlier micro-batch left there."""
         again = self._written[row]
         rooms: list[Tensor] = []
         found: list[Tensor] = []
         for position, (part, gradient) in enumerate(zip(self._parts(row), gradients, strict=True)):
-            if isinstance(gradient, Product):
-                torch.addmm(part, gradient.left.T, gradient.right, beta=float(again), out=part)
-            elif gradient is not None:
+            if gradient is not None:
                 rooms.append(part)
                 found.append(gradient)
             elif not again:

@@ -13,13 +13,17 @@ from polytask.balancing.engines.core import Options
 from polytask.balancing.engines.ghost import OutputRows, linear_layers
 from polytask.balancing.engines.gradients import GradientEngine, add_gradients, backward_penalty, gradients, report
 from polytask.balancing.engines.halves import cross_products
+from polytask.balancing.engines.heads import plain_tap
 from polytask.balancing.engines.host import check_finite
 from polytask.balancing.engines.jacobian import Jacobian, blocks_of, started
-from polytask.balancing.engines.outputs import OUTPUTS, Columns, OutputEngine
+from polytask.balancing.engines.outputs import OUTPUTS, OutputEngine
 from polytask.balancing.engines.parts import PartEngine
 from polytask.balancing.engines.rows import exact_products, products
 from polytask.balancing.engines.sums import Sums
 from polytask.balancing.types import Losses, MicroBatch, Parameters, StepReport
+
+FEWEST_WEIGHTS = 1 << 15
+"""Of a layer whose outputs are looked at: a smaller one saves less than the look takes."""
 
 
 class ParameterEngine(OutputEngine):
@@ -38,25 +42,22 @@ class ParameterEngine(OutputEngine):
         # Of the second half alone, for a method that needs two.
         self._second = Jacobian(self.shared, device) if balancer.halves else None
         module = parameters if isinstance(parameters, nn.Module) else None
-        self._linear = [] if balancer.halves else linear_layers(module, self.shared)
-        alone = options.reduce is None and not isinstance(balancer, JacobianAggregator)
-        self._short = alone and bool(self._linear)
+        if options.reduce is None and not isinstance(balancer, JacobianAggregator) and not balancer.halves:
+            self._linear = linear_layers(module, self.shared, FEWEST_WEIGHTS)
 
     def step(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> StepReport:
         """Rows of the Jacobian, the solve, and the result in ``.grad``."""
         kept = self.kept_weights(tasks)
         if kept is not None:
             return self.told(tasks, self.weighted_pass(micro, tasks, kept), kept)
-        first = self.watched(micro[0])
-        short = [layer for layer in first[1] if layer.pays(len(tasks), summed=True)]
-        outputs = self.output_rows(short if self._short and len(micro) == 1 else [], tasks)
+        alone = self.watched(micro[0], summed=True) if self._linear and len(micro) == 1 else None
+        outputs = self.output_rows([] if alone is None else alone[1], tasks)
         self._leave_out(outputs)
         total, buffers = Sums(), started([self.jacobian, self._second], len(tasks))
-        for number, batch in enumerate(micro):
-            losses, layers = self.watched(batch) if number else first
+        for batch in micro:
+            losses = self.check_losses(batch, batch.forward(plain_tap)) if alone is None else alone[0]
             total.add(losses)
-            columns = Columns(self.jacobian, layers)
-            self._write_rows(losses, tasks, buffers[: 1 + batch.half], outputs, columns)
+            self._write_rows(losses, tasks, buffers[: 1 + batch.half], outputs)
             backward_penalty(losses)
         values = self.reduced(total.stack(tasks))
         self.jacobian.finish()
@@ -91,25 +92,19 @@ class ParameterEngine(OutputEngine):
         return found + outputs.gramian(exact) if outputs.layers else found
 
     def _write_rows(
-        self,
-        losses: Losses,
-        tasks: tuple[str, ...],
-        buffers: Sequence[Jacobian],
-        outputs: OutputRows,
-        columns: Columns,
+        self, losses: Losses, tasks: tuple[str, ...], buffers: Sequence[Jacobian], outputs: OutputRows
     ) -> None:
         """One backward a task, into its row; its own parameters get their gradient on the way."""
         present = [task for task in tasks if task in losses.tasks]
-        balanced = [*outputs.outputs, *columns.asked]
+        balanced = [*outputs.outputs, *self.jacobian.parameters]
         first, last = len(outputs.outputs), len(balanced)
         for position, task in enumerate(present):
             keep_graph = position < len(present) - 1 or losses.penalty is not None
             own, row = self.own_parameters(task), tasks.index(task)
             grads = gradients(losses.tasks[task], [*balanced, *own], keep_graph)
             outputs.add(row, grads[:first])
-            entries = columns.entries(grads[first:last])
             for buffer in buffers:
-                buffer.add(row, entries)
+                buffer.add(row, grads[first:last])
             add_gradients(own, grads[last:])
 
     def _aggregate(self, balancer: JacobianAggregator, losses: Tensor, tasks: tuple[str, ...]) -> StepReport:
@@ -132,7 +127,7 @@ class ParameterEngine(OutputEngine):
     def place(self) -> str:
         """In words."""
         words = "gradients of the shared parameters (at: parameters)"
-        return words + (OUTPUTS if self._short else "")
+        return words + (OUTPUTS if self._linear else "")
 
 
 def parameter_engine(

@@ -54,8 +54,7 @@ class PartEngine(OutputEngine):
             return self.told(tasks, self.weighted_pass(micro, tasks, kept), kept)
         alone = None
         if len(micro) == 1:
-            alone, layers = self.watched(micro[0])
-            layers = [layer for layer in layers if layer.pays(len(tasks), summed=False)]
+            alone, layers = self.watched(micro[0], summed=False)
             if layers and len(layers) == len(self._linear):
                 return self._from_outputs(alone, tasks, layers)
         gramian, values, cross = self._gramian(micro, tasks, alone, products, own=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polytask.balancing.base import GramianWeighting
-from polytask.balancing.engines.core import BaseEngine
+from polytask.balancing.base import Balancer, GramianWeighting
+from polytask.balancing.engines.core import BaseEngine, Options
 from polytask.balancing.engines.heads import plain_tap
 from polytask.balancing.engines.host import (
     check_finite,
@@ -23,7 +24,7 @@ from polytask.balancing.engines.host import (
 from polytask.balancing.engines.jacobian import add_gradient
 from polytask.balancing.engines.losses import backward_weighted
 from polytask.balancing.engines.sums import Sums, joined
-from polytask.balancing.types import Losses, MicroBatch, StepReport
+from polytask.balancing.types import Losses, MicroBatch, Parameters, StepReport
 from polytask.errors import BalancerError
 
 
@@ -33,6 +34,12 @@ class GradientEngine(BaseEngine):
     In a step whose shared parameters are all fixed there is nothing to solve: every task's own parameters get its
     plain gradient, as in any other step, and the method's state and count of steps rest.
     """
+
+    def __init__(
+        self, balancer: Balancer, parameters: Parameters, options: Options, optimizer: Mapping[str, Any] | None
+    ):
+        super().__init__(balancer, parameters, options, optimizer)
+        self._owned: dict[str, list[nn.Parameter]] = {}
 
     def _counted(self, micro: Sequence[MicroBatch]) -> StepReport:
         if not self.shared_is_fixed():
@@ -99,7 +106,12 @@ class GradientEngine(BaseEngine):
 
     def own_parameters(self, task: str) -> list[nn.Parameter]:
         """Trained parameters of one task alone."""
-        return [p for p in self.parameters.task_parameters(task) if p.requires_grad]
+        if task not in self._owned:
+            owned = getattr(self.parameters, "owned_parameters", None)
+            if owned is None:
+                return [p for p in self.parameters.task_parameters(task) if p.requires_grad]
+            self._owned[task] = list(owned(task))  # those that are fixed for now, too, so it can be asked once
+        return [p for p in self._owned[task] if p.requires_grad]
 
     def world(self) -> Tensor:
         """Number of processes, a tensor."""

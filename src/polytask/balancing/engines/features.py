@@ -21,7 +21,7 @@ from polytask.balancing.engines.heads import heads_only, plain_tap, rows_of
 from polytask.balancing.engines.host import check_finite
 from polytask.balancing.engines.jacobian import Jacobian
 from polytask.balancing.engines.node import Column, Combine, Link, aliases, unreached
-from polytask.balancing.engines.rows import column_products, column_sum, exact_products, products
+from polytask.balancing.engines.rows import Rows, exact_products, products
 from polytask.balancing.engines.sums import Sums
 from polytask.balancing.types import Losses, MicroBatch, StepReport
 from polytask.errors import BalancerError
@@ -152,14 +152,15 @@ class FeatureEngine(GradientEngine):
         """
         if isinstance(self.balancer, JacobianAggregator):
             return self._aggregated(self.balancer, columns, losses, tasks), report(tasks, losses, None)
-        gramian = self.reduced(sum_of(column_products(column) for column in columns))
+        rows = [Rows(column) for column in columns]
+        gramian = self.reduced(sum_of(each.products() for each in rows))
         weights, found = self.decide(
             gramian,
             losses,
             tasks,
-            lambda: self.reduced(sum_of(column_products(column, exact_products) for column in columns)),
+            lambda: self.reduced(sum_of(each.products(exact_products) for each in rows)),
         )
-        return [column_sum(column, weights) for column in columns], found
+        return [each.weighted_sum(weights) for each in rows], found
 
     def _aggregated(
         self, balancer: JacobianAggregator, columns: Sequence[Column], losses: Tensor | None, tasks: tuple[str, ...]
@@ -198,7 +199,7 @@ class FeatureEngine(GradientEngine):
                 order = [task for task in tasks if task in batch.tasks]
                 columns, losses = self._rows(batch, order)
                 total.add(losses)
-                part = sum_of(column_products(column, form) for column in columns)
+                part = sum_of(Rows(column).products(form) for column in columns)
                 if gramian is None:
                     gramian = part.new_zeros(len(tasks), len(tasks))
                 at = torch.tensor([tasks.index(task) for task in order], device=part.device)
@@ -254,7 +255,7 @@ def check_called(called: list[bool]) -> None:
 
 def fixed(weights: Tensor) -> Combine:
     """Combine rows with weights that are known before the backward."""
-    return lambda columns: [column_sum(column, weights) for column in columns]
+    return lambda columns: [Rows(column).weighted_sum(weights) for column in columns]
 
 
 def whole(column: Column) -> Tensor:

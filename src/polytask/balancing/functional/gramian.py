@@ -38,6 +38,16 @@ class Solved(NamedTuple):
     residual: float = 0.0
 
 
+def all_finite(values: Array) -> bool:
+    """Whether no entry is NaN or infinite: one call where the squares do not overflow.
+
+    Example:
+        >>> all_finite(np.array([1.0, 2.0])), all_finite(np.array([1.0, np.nan]))
+        (True, False)
+    """
+    return math.isfinite(np.vdot(values, values)) or bool(np.isfinite(values).all())
+
+
 def ended(residual: float) -> Status:
     """``"solved"`` for a residual of at most 1e-9, else ``"inexact"``."""
     return "solved" if residual <= 1e-9 else "inexact"

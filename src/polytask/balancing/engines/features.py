@@ -15,14 +15,14 @@ from polytask.balancing.engines.gradients import (
     backward_penalty,
     gradients,
     report,
-    roots,
 )
 from polytask.balancing.engines.heads import heads_only, plain_tap, rows_of
 from polytask.balancing.engines.host import check_finite
 from polytask.balancing.engines.jacobian import Jacobian
+from polytask.balancing.engines.losses import backward_weighted
 from polytask.balancing.engines.node import Column, Combine, Link, aliases, unreached
 from polytask.balancing.engines.rows import Rows, exact_products, products
-from polytask.balancing.engines.sums import Sums
+from polytask.balancing.engines.sums import Sums, joined, plain_values
 from polytask.balancing.types import Losses, MicroBatch, StepReport
 from polytask.errors import BalancerError
 
@@ -117,19 +117,19 @@ class FeatureEngine(GradientEngine):
         return losses, sum_of(reached)
 
     def _one_pass(self, batch: MicroBatch, tasks: tuple[str, ...]) -> StepReport:
-        total = Sums()
         made: list[StepReport] = []
 
         def combine(columns: list[Column]) -> list[Tensor]:
-            combined, found = self.balance(columns, self.reduced(total.stack(tasks)), tasks)
+            combined, found = self.balance(columns, values, tasks)
             made.append(found)
             return combined
 
         losses = self.forward(batch, combine, tasks)
-        total.add(losses)
-        torch.autograd.backward(roots(losses.tasks, losses.penalty))
+        root = joined(losses.tasks, tasks)
+        values = self.reduced(plain_values(losses, root, tasks))
+        backward_weighted(losses, root, torch.ones_like(root))
         if self._waiting:
-            return report(tasks, self.reduced(total.stack(tasks)), None)
+            return report(tasks, values, None)
         if not made:
             raise BalancerError(
                 "No gradient arrived at the features: the losses do not depend on what the tap returned. Feed each "
@@ -183,7 +183,8 @@ class FeatureEngine(GradientEngine):
             chosen = weights[[tasks.index(task) for task in tasks if task in batch.tasks]]
             losses = self.forward(batch, fixed(chosen), tasks)
             total.add(losses)
-            torch.autograd.backward(roots(losses.tasks, losses.penalty))
+            root = joined(losses.tasks, tasks)
+            backward_weighted(losses, root, torch.ones_like(root))
         return found or self.told(tasks, self.reduced(total.stack(tasks)), weights)
 
     def _first_pass(

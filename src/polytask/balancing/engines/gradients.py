@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -169,12 +169,6 @@ def report(
 
 def _named(tasks: Sequence[str], values: Tensor | None) -> dict[str, Tensor]:
     return {} if values is None else dict(zip(tasks, values.unbind(), strict=True))
-
-
-def roots(losses: Mapping[str, Tensor], penalty: Tensor | None) -> list[Tensor]:
-    """What a backward of the plain sum starts from."""
-    found = [*losses.values(), *([] if penalty is None else [penalty])]
-    return [loss for loss in found if loss.requires_grad]
 
 
 def gradients(loss: Tensor, parameters: Sequence[Tensor], keep_graph: bool) -> list[Tensor | None]:

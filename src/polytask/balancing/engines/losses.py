@@ -37,8 +37,12 @@ class LossEngine(BaseEngine):
         if weights is None and self.balancer.halves:
             self._look_ahead(micro, tasks)
         weights, values = self._one(micro[0], tasks, weights) if len(micro) == 1 else self._all(micro, tasks, weights)
-        if self._fresh:
-            self.learn(self.balancer.objective(values, tasks))
+        if self._fresh and self.own is not None:
+            found = self.balancer.own_gradients(values, weights, tasks)
+            if found is None:
+                self.learn(self.balancer.objective(values, tasks))
+            else:
+                self.leave(found)
         by_task = dict(zip(tasks, weights.unbind(), strict=True))
         return StepReport(dict(zip(tasks, values.unbind(), strict=True)), by_task)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.balancing.base import LossWeighting
-from polytask.balancing.loss.common import EXPONENT_LIMIT, NonNegativeWeighting, present, working
+from polytask.balancing.loss.common import EXPONENT_LIMIT, NonNegativeWeighting, present, scattered, working
 from polytask.errors import BalancerError
 
 
@@ -115,3 +115,7 @@ class IMTLL(NonNegativeWeighting):
         losses = working(losses).clamp_min(0.0)
         log_scale = present(self, self.log_scale, tasks, losses)
         return (log_scale.exp() * losses - log_scale).sum()
+
+    def own_gradients(self, losses: Tensor, weights: Tensor, tasks: Sequence[str]) -> list[Tensor]:
+        """Of the total with respect to :math:`s_k`: :math:`w_k L_k - 1`."""
+        return [scattered(self, weights * working(losses).clamp_min(0.0) - 1.0, tasks)]

@@ -14,6 +14,7 @@ from polytask.balancing.loss.common import (
     check_positive,
     form_factors,
     present,
+    scattered,
     working,
 )
 
@@ -75,6 +76,10 @@ class Uncertainty(NonNegativeWeighting):
         log_variance = present(self, self.log_variance, tasks, losses)
         factors = present(self, self.factors, tasks, losses)
         return (factors * (-log_variance).exp() * losses + log_variance / 2.0).sum()
+
+    def own_gradients(self, losses: Tensor, weights: Tensor, tasks: Sequence[str]) -> list[Tensor]:
+        """Of the total with respect to :math:`s_k`: :math:`1 / 2 - w_k L_k`."""
+        return [scattered(self, 0.5 - weights * working(losses).clamp_min(0.0), tasks)]
 
 
 class UWSO(NonNegativeWeighting):

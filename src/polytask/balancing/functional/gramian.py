@@ -70,6 +70,15 @@ class Conditioned(NamedTuple):
     kept: NDArray[np.intp]
     total: int
 
+    def gramian(self) -> Array:
+        """The Gramian ``[m, m]`` again, in units of ``scale`` squared; rows that were left out are zero."""
+        kept: Array = self.cosines * self.norms * self.norms[:, None]
+        if len(self.kept) == self.total:
+            return kept
+        full = np.zeros((self.total, self.total))
+        full[self.kept[:, None], self.kept] = kept
+        return full
+
     def spread(self, values: Array, fill: float = 0.0) -> Array:
         """Put values of the kept rows ``[k]`` back in their places ``[m]``."""
         if len(self.kept) == self.total:

@@ -54,6 +54,7 @@ class BaseEngine(ABC):
     ):
         self.balancer, self.parameters, self.options = balancer, parameters, options
         self.own = own_optimizer(balancer, optimizer)
+        self.learned = list(balancer.parameters())
         self.shared = [p for p in parameters.shared_parameters() if p.requires_grad]
         module = parameters if isinstance(parameters, nn.Module) else None
         self.replay = Replay(module, [p.device for p in self.shared])
@@ -187,17 +188,17 @@ class BaseEngine(ABC):
         """Step the method's own Parameters along the gradients that ``learn`` left, and drop these."""
         if self.own is not None:
             step(self.own)
-            for parameter in self.balancer.parameters():
+            for parameter in self.learned:
                 parameter.grad = None
 
     def learn(self, objective: Tensor | None) -> None:
         """Gradients of the method's own Parameters; ``after_step`` steps them."""
         if objective is not None and self.own is not None:
-            self.leave(torch.autograd.grad(objective, list(self.balancer.parameters()), allow_unused=True))
+            self.leave(torch.autograd.grad(objective, self.learned, allow_unused=True))
 
     def leave(self, gradients: Sequence[Tensor | None]) -> None:
         """Put gradients of the method's own Parameters where ``step_own`` finds them."""
-        for parameter, gradient in zip(self.balancer.parameters(), gradients, strict=True):
+        for parameter, gradient in zip(self.learned, gradients, strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter)
 
     def reduced(self, tensor: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def _nearest(parts: Conditioned, target: Array, radius: float) -> tuple[Array, f
 
 def _stationary(parts: Conditioned) -> bool:
     """Whether the hull of the rows touches zero to working accuracy."""
-    raw = parts.cosines * parts.norms * parts.norms[:, None]
+    raw = parts.gramian()
     weights = min_norm(raw).weights
     return float(weights @ raw @ weights) <= (STATIONARY * float(parts.norms.min())) ** 2
 

@@ -23,6 +23,11 @@ def working(losses: Tensor) -> Tensor:
     return losses.detach().to(torch.promote_types(losses.dtype, torch.float32))
 
 
+def bounded(parameter: Tensor, highest: float = EXPONENT_LIMIT) -> Tensor:
+    """Hold a learned logarithm between -60 and ``highest`` from here on; returns it detached."""
+    return parameter.detach().clamp_(-EXPONENT_LIMIT, highest)
+
+
 def present(balancer: Balancer, state: Tensor, tasks: Sequence[str], like: Tensor) -> Tensor:
     """The entries of ``state`` for ``tasks``, in the precision and on the device of ``like``."""
     if tuple(tasks) == balancer.tasks:

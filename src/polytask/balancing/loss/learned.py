@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.balancing.base import LossWeighting
-from polytask.balancing.loss.common import EXPONENT_LIMIT, NonNegativeWeighting, present, scattered, working
+from polytask.balancing.loss.common import NonNegativeWeighting, bounded, present, scattered, working
 from polytask.errors import BalancerError
 
 
@@ -106,9 +106,7 @@ class IMTLL(NonNegativeWeighting):
 
     def weigh(self, losses: Tensor, tasks: Sequence[str]) -> Tensor:
         """The scales :math:`e^{s_k}`, shape ``[p]``."""
-        with torch.no_grad():
-            self.log_scale.clamp_(-EXPONENT_LIMIT, EXPONENT_LIMIT)
-        return present(self, self.log_scale.detach(), tasks, working(losses)).exp()
+        return present(self, bounded(self.log_scale), tasks, working(losses)).exp()
 
     def objective(self, losses: Tensor, tasks: Sequence[str]) -> Tensor:
         """The total, as a function of the scales; a scalar."""

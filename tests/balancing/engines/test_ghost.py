@@ -7,8 +7,10 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from polytask.balancing import Losses, MicroBatch, build, engine
+from polytask.balancing.engines.ghost import half_products, parts_of
 
 TASKS = ("a", "b", "c", "d", "e")
 WORDS = "of linear layers from the gradients of their outputs"
@@ -307,6 +309,88 @@ def test_the_rule_about_sizes_and_kinds():
     found = spied(runner)
     runner.backward([batch, batch])  # gradients add up over micro-batches, products do not
     assert found == [0]
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 130, 259, 700])
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_over_parts_of_the_rows(rows, bias):
+    assert {parts_of(count) for count in (1, 63, 64, 130, 259, 700)} == {1, 2, 4}
+    generator = torch.Generator().manual_seed(0)
+    given = torch.randn(rows, 9, generator=generator, dtype=torch.float64)
+    grads = torch.randn(3, rows, 5, generator=generator, dtype=torch.float64)
+    ones = torch.cat([given, torch.ones(rows, 1, dtype=torch.float64)], 1)
+    formed = torch.einsum("kro,ri->koi", grads, ones if bias else given).flatten(1)
+    half = half_products(given, grads, bias)
+    torch.testing.assert_close(half + half.T, formed @ formed.T, rtol=1e-12, atol=1e-9)
+
+
+def both_ways(model, batch, **options):
+    """Gradients and Gramian with and without the layers' outputs."""
+    found = []
+    for short in (True, False):
+        runner = engine(build("upgrad", tasks=TASKS), model, **options)
+        runner._linear = runner._linear if short else []
+        taken = spied(runner)
+        model.zero_grad()
+        report = runner.backward([batch])
+        assert (sum(taken) > 0) == short
+        found.append((report.gramian, torch.cat([p.grad.reshape(-1) for p in model.parameters()])))
+    return found
+
+
+def wide(rows=192):
+    """A float32 model whose layers are large enough for several parts of the rows."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(200, 256), nn.LayerNorm(256), nn.ReLU(), nn.Linear(256, 256, bias=False), nn.ReLU()]
+    model, x, y = Model(nn.Sequential(*layers, nn.Linear(256, 200))), torch.randn(rows, 200), torch.randn(rows, 5)
+
+    def forward(tap, run=model.trunk):
+        z = tap({"z": run(x)[:, :12]})
+        outs = {t: model.heads[t](z[t]["z"])[:, 0] for t in TASKS}
+        return Losses({t: (k + 1) * (out.float() - y[:, k]).square().mean() for k, (t, out) in enumerate(outs.items())})
+
+    return model, forward
+
+
+@pytest.mark.parametrize("at", ["parameters", "last"])
+def test_single_precision_within_its_rounding(at):
+    model, forward = wide()
+    short, whole = both_ways(model, MicroBatch(TASKS, forward), at=at)
+    torch.testing.assert_close(short[0], whole[0], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(short[1], whole[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("at", ["parameters", "last"])
+def test_half_precision_of_the_model_within_its_rounding(at):
+    model, forward = wide()
+
+    def cast(tap):
+        with torch.autocast("cpu", torch.bfloat16):
+            return forward(tap)
+
+    short, whole = both_ways(model, MicroBatch(TASKS, cast), at=at)
+    scale = whole[0].diagonal().max()
+    torch.testing.assert_close(short[0] / scale, whole[0] / scale, rtol=2e-2, atol=2e-2)
+    assert torch.nn.functional.cosine_similarity(short[1], whole[1], dim=0) > 0.999
+
+
+@pytest.mark.parametrize("at", ["parameters", "last"])
+def test_activation_checkpointing_changes_nothing(at):
+    model, forward = wide()
+    again = lambda tap: forward(tap, lambda x: checkpoint(model.trunk, x, use_reentrant=False))  # noqa: E731
+    _, whole = both_ways(model, MicroBatch(TASKS, forward), at=at)
+    short, _ = both_ways(model, MicroBatch(TASKS, again), at=at)
+    torch.testing.assert_close(short[1], whole[1], rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_models_are_left_alone():
+    model, batch = setting(plain_trunk)
+    model.trunk.forward = torch.compile(model.trunk.forward, backend="aot_eager")
+    with torch._functorch.config.patch(donated_buffer=False):
+        check(model, batch, used=0)
+    model, _ = setting(plain_trunk)
+    model.trunk.compile(backend="aot_eager")
+    assert WORDS not in engine(build("cagrad", tasks=TASKS), model).describe()
 
 
 def test_tiny_gradients_in_float32_keep_their_digits():

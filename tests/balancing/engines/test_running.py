@@ -266,6 +266,28 @@ def test_parameters_of_some_tasks_only(budget):
     assert report.gramian.shape == (2, 2)
 
 
+class Owning(Model):
+    """Says which parameters belong to a task, trained or not, as the package's own models do."""
+
+    def task_parameters(self, task):
+        return [p for p in self.owned_parameters(task) if p.requires_grad]
+
+    def owned_parameters(self, task):
+        return list(self.heads[task].parameters())
+
+
+@pytest.mark.parametrize("at", ["features", "last", "parameters"])
+def test_heads_that_are_fixed_for_a_while(at):
+    model = Owning(smooth_model().trunk)
+    runner = engine(build("mgda", tasks=TASKS), model, at=at)
+    for fixed in (True, False, True):
+        model.heads["a"].requires_grad_(not fixed)
+        model.zero_grad()
+        runner.backward(micro_batches(model))
+        assert all((p.grad is None) == fixed for p in model.heads["a"].parameters())
+        assert all(p.grad is not None for p in model.heads["b"].parameters())
+
+
 @pytest.mark.parametrize("at", ["features", "last", "parameters"])
 def test_activation_checkpointing_changes_nothing(at):
     model, again = smooth_model(), smooth_model()

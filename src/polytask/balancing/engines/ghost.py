@@ -99,8 +99,8 @@ class Layer:
 def linear_layers(model: nn.Module | None, shared: Sequence[nn.Parameter], fewest: int = 0) -> list[nn.Linear]:
     """The linear layers of at least ``fewest`` weights whose trained parameters are all among the shared ones."""
     modules = list(model.modules()) if model is not None else []
-    if any(type(module).__name__ == "OptimizedModule" for module in modules):
-        return []  # hooks would make the compiler start anew in every step
+    if any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None for m in modules):
+        return []  # hooks would make the compiler start anew in every step, or leave the layers out
     own = {id(p) for p in shared}
     linear = [module for module in modules if type(module) is nn.Linear and id(module.weight) in own]
     large = [module for module in linear if module.weight.numel() >= fewest]
@@ -114,7 +114,8 @@ def recorded(modules: Sequence[nn.Linear]) -> Iterator[list[Layer]]:
 
     def hook_of(layer: Layer) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, given: Any, made: Any) -> None:
-            layer.note(given[0], made)
+            if not torch.compiler.is_compiling():  # a compiler would keep this layer for all later steps
+                layer.note(given[0], made)
 
         return hook
 

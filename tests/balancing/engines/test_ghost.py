@@ -64,6 +64,26 @@ class Twice(nn.Module):
         return self.two(torch.tanh(self.one(torch.tanh(self.one(x)))))
 
 
+class Idle(nn.Module):
+    """A layer that gets no row, as an expert that nothing was sent to."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(16, 12), nn.Linear(16, 12)
+
+    def forward(self, x):
+        return torch.cat([self.one(x), self.two(x[:0])])
+
+
+class ByName(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(16, 16), nn.Linear(16, 12)
+
+    def forward(self, x):
+        return self.two(torch.tanh(self.one(input=x)))
+
+
 def in_place_trunk():
     return nn.Sequential(nn.Linear(16, 32), nn.ReLU(inplace=True), nn.Linear(32, 12))
 
@@ -239,7 +259,7 @@ def test_a_tied_last_layer_is_not_taken_from_its_outputs():
     torch.testing.assert_close(report.gramian, gramian)
 
 
-@pytest.mark.parametrize("make", [Tied, Twice, in_place_trunk, hooked_trunk])
+@pytest.mark.parametrize("make", [Tied, Twice, Idle, ByName, in_place_trunk, hooked_trunk])
 def test_a_layer_that_is_not_plain_has_columns_in_the_jacobian(make):
     check(*setting(make), used=1)
 

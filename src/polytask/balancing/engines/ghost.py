@@ -36,12 +36,13 @@ class Layer:
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     versions: list[tuple[int, int]] = field(default_factory=list)
-    is_wide: bool = True
+    is_usual: bool = True
 
     def note(self, given: Tensor, made: Tensor) -> None:
         """Keep what a call was given and made; of one with more rows than inputs nothing: it could be much."""
-        self.is_wide &= given.numel() <= self.module.in_features**2
-        if self.is_wide:
+        few = 0 < given.numel() <= self.module.in_features**2
+        self.is_usual &= few and given.layout is torch.strided and not given.is_nested
+        if self.is_usual:
             self.inputs.append(given)
             self.outputs.append(made)
             self.versions.append((given._version, made._version))
@@ -52,7 +53,7 @@ class Layer:
         hooks = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks]
         hooked = any(hooks) or any(t is not None and t._backward_hooks for t in tensors)
         now = [(a._version, z._version) for a, z in zip(self.inputs, self.outputs, strict=True)]
-        once = self.is_wide and len(now) == 1 and module.weight.requires_grad
+        once = self.is_usual and len(now) == 1 and module.weight.requires_grad
         return once and not hooked and now == self.versions and self.outputs[0].requires_grad
 
     @property
@@ -114,7 +115,8 @@ def recorded(modules: Sequence[nn.Linear]) -> Iterator[list[Layer]]:
 
     def hook_of(layer: Layer) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, given: Any, made: Any) -> None:
-            if not torch.compiler.is_compiling():  # a compiler would keep this layer for all later steps
+            # A compiler would keep this layer for all later steps. What is given by name is not seen.
+            if given and not torch.compiler.is_compiling():
                 layer.note(given[0], made)
 
         return hook

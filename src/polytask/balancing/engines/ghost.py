@@ -174,11 +174,12 @@ class OutputRows:
     def gramian(self, exact: bool = False) -> Tensor:
         """The Gramian ``[p, p]`` of the layers' gradients, float32 or better; float64 if ``exact``."""
         first = self.stacks[0]
-        dtype = torch.float64 if exact or is_rounded(first) else first.dtype
+        wide = exact or is_rounded(first) or any(stack.dtype == torch.float64 for stack in self.stacks)
+        dtype = torch.float64 if wide else torch.float32
         half = first.new_zeros(len(first), len(first), dtype=dtype)
-        with torch.autocast(first.device.type, enabled=False):
-            for layer, stack in zip(self.layers, self.stacks, strict=True):
-                half += half_products(layer.rows().to(dtype), stack.to(dtype), layer.has_bias)
+        for layer, stack in zip(self.layers, self.stacks, strict=True):
+            with torch.autocast(stack.device.type, enabled=False):
+                half += half_products(layer.rows().to(dtype), stack.to(dtype), layer.has_bias).to(half.device)
         return half + half.T
 
     def weighted(self, weights: Tensor) -> list[Tensor]:

@@ -89,7 +89,7 @@ class ParameterEngine(OutputEngine):
 
     def _gramian(self, outputs: OutputRows, exact: bool = False) -> Tensor:
         found = self.jacobian.gramian(self.options.reduce, exact_products if exact else products)
-        return found + outputs.gramian(exact) if outputs.layers else found
+        return found + outputs.gramian(exact).to(found.device) if outputs.layers else found
 
     def _write_rows(
         self, losses: Losses, tasks: tuple[str, ...], buffers: Sequence[Jacobian], outputs: OutputRows

@@ -252,6 +252,24 @@ class TiedLast(nn.Module):
         return self.two(torch.tanh(nn.functional.linear(x, self.two.weight)))[:, :12]
 
 
+def test_a_hook_on_the_last_outputs_runs_once():
+    model, batch = setting(plain_trunk)
+    inner = model.trunk.forward
+
+    def hooked(x):
+        made = model.trunk[2](model.trunk[:2](x))
+        made.register_hook(lambda gradient: 3 * gradient)
+        return torch.tanh(made)
+
+    found = []
+    for forward in (inner, hooked):
+        model.trunk.forward = forward
+        model.zero_grad()
+        engine(build("cagrad", tasks=TASKS), model, at="last").backward([batch])
+        found.append(torch.cat([p.grad.reshape(-1) for p in model.shared_parameters()]))
+    torch.testing.assert_close(3 * found[0], found[1])
+
+
 def test_a_tied_last_layer_is_not_taken_from_its_outputs():
     model, batch = setting(TiedLast)
     _, gramian = explicit(model, batch)

@@ -49,7 +49,7 @@ class Layer:
 
     def is_plain(self) -> bool:
         """Whether it is trained, ran once, unhooked, and nothing was written over its inputs and outputs since."""
-        module, tensors = self.module, [self.module.weight, self.module.bias]
+        module, tensors = self.module, [self.module.weight, self.module.bias, *self.outputs]
         hooks = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks]
         hooked = any(hooks) or any(t is not None and t._backward_hooks for t in tensors)
         now = [(a._version, z._version) for a, z in zip(self.inputs, self.outputs, strict=True)]

@@ -40,7 +40,7 @@ def test_a_wide_layer_is_the_same_product_by_onednn(faster, shape):
 
 
 @pytest.mark.parametrize(
-    "layer, inputs",
+    ("layer", "inputs"),
     [
         (nn.Linear(128, 3), torch.ones(300, 128)),
         (nn.Linear(128, 70), torch.ones(30, 128)),

@@ -2,11 +2,17 @@
 
 import heapq
 from itertools import chain, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from polytask.analysis.folder import Folder
+from polytask.analysis.methods import choose
+from polytask.analysis.plan import Budget, Plan, Work
+from polytask.analysis.running import Running
 from polytask.analysis.schedule import next_job, shared_out
+from polytask.recipes.load import load_recipe
 
 
 def played(jobs, workers, choose):
@@ -65,3 +71,23 @@ def test_many_jobs_are_shared_out_in_no_time():
     assert sorted(chain(*shares)) == list(range(400))
     ends = [sum(jobs[at] for at in share) for share in shares]
     assert max(ends) < 1.001 * sum(jobs) / 16
+
+
+def test_each_method_is_measured_before_the_rest_is_shared_out(recipe, tmp_path):
+    methods = tuple(choose(load_recipe(recipe), "equal,pcgrad,uncertainty", None, "trees"))
+    plan = Plan({}, "", Budget(), methods, (0, 1, 2))
+    pool, criterion = SimpleNamespace(workers=1), SimpleNamespace(tasks=recipe["tasks"])
+    run = Running(Folder(tmp_path), plan, pool, None, criterion, print)
+    # Trees stand for all seeds with one training, so that measuring it tells nothing about others.
+    missing = [Work(m, {}, seed) for m in methods for seed in (plan.seeds if m.kind != "trees" else (0,))]
+    seconds = {"separate": 7.0, "trees": 20.0, "hard + equal": 3.0, "hard + pcgrad": 5.0, "hard + uncertainty": 3.1}
+    order = []
+    while missing:
+        work = run._in_order(missing)[0]
+        missing.remove(work)
+        order.append(work.method.name)
+        run._seconds.setdefault(work.method.name, []).append(seconds[work.method.name])
+    assert order[:2] == ["separate", "hard + pcgrad"]
+    assert set(order[2:4]) == {"hard + equal", "hard + uncertainty"}
+    # Then the longest that is left.
+    assert order[4:7] == ["trees", "separate", "separate"]

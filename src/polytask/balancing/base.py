@@ -147,6 +147,19 @@ class LossWeighting(Balancer):
         """What the method's own Parameters minimise, given detached losses ``[p]``; None if it has none."""
         return None
 
+    def own_gradients(self, losses: Tensor, weights: Tensor, tasks: Sequence[str]) -> list[Tensor] | None:
+        """Gradients of ``objective``, where a method has them in closed form: a graph of ten small tensors costs more.
+
+        Args:
+            losses: As ``weigh`` was given them.
+            weights: What ``weigh`` returned for them.
+            tasks: Names of the present tasks.
+
+        Returns:
+            One for every Parameter, zero for absent tasks; None to have them from ``objective`` by backpropagation.
+        """
+        return None
+
     def look_ahead(self, trial: Trial, tasks: Sequence[str]) -> Tensor | None:
         """Called before the weights of a step, if ``halves``: try out what they would do.
 

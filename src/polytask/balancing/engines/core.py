@@ -14,7 +14,7 @@ from polytask.balancing.base import Balancer, GramianWeighting
 from polytask.balancing.engines.heads import heads_only, plain_tap, rows_of, stacked
 from polytask.balancing.engines.host import lost_digits
 from polytask.balancing.engines.layers import layer_products, shared_layers
-from polytask.balancing.engines.own import own_optimizer
+from polytask.balancing.engines.own import own_optimizer, step
 from polytask.balancing.engines.replay import RandomState, Replay
 from polytask.balancing.engines.rows import exact_products, products
 from polytask.balancing.engines.sums import Sums, merged
@@ -54,6 +54,7 @@ class BaseEngine(ABC):
     ):
         self.balancer, self.parameters, self.options = balancer, parameters, options
         self.own = own_optimizer(balancer, optimizer)
+        self.learned = list(balancer.parameters())
         self.shared = [p for p in parameters.shared_parameters() if p.requires_grad]
         module = parameters if isinstance(parameters, nn.Module) else None
         self.replay = Replay(module, [p.device for p in self.shared])
@@ -186,18 +187,19 @@ class BaseEngine(ABC):
     def step_own(self) -> None:
         """Step the method's own Parameters along the gradients that ``learn`` left, and drop these."""
         if self.own is not None:
-            self.own.step()
-            for parameter in self.balancer.parameters():
+            step(self.own)
+            for parameter in self.learned:
                 parameter.grad = None
 
     def learn(self, objective: Tensor | None) -> None:
         """Gradients of the method's own Parameters; ``after_step`` steps them."""
         if objective is not None and self.own is not None:
-            learned = list(self.balancer.parameters())
-            for parameter, gradient in zip(
-                learned, torch.autograd.grad(objective, learned, allow_unused=True), strict=True
-            ):
-                parameter.grad = gradient
+            self.leave(torch.autograd.grad(objective, self.learned, allow_unused=True))
+
+    def leave(self, gradients: Sequence[Tensor | None]) -> None:
+        """Put gradients of the method's own Parameters where ``step_own`` finds them."""
+        for parameter, gradient in zip(self.learned, gradients, strict=True):
+            parameter.grad = None if gradient is None else gradient.to(parameter)
 
     def reduced(self, tensor: Tensor) -> Tensor:
         """The sum over processes."""

@@ -15,14 +15,14 @@ from polytask.balancing.engines.gradients import (
     backward_penalty,
     gradients,
     report,
-    roots,
 )
 from polytask.balancing.engines.heads import heads_only, plain_tap, rows_of
 from polytask.balancing.engines.host import check_finite
 from polytask.balancing.engines.jacobian import Jacobian
+from polytask.balancing.engines.losses import backward_weighted
 from polytask.balancing.engines.node import Column, Combine, Link, aliases, unreached
-from polytask.balancing.engines.rows import column_products, column_sum, exact_products, products
-from polytask.balancing.engines.sums import Sums
+from polytask.balancing.engines.rows import Rows, exact_products, products
+from polytask.balancing.engines.sums import Sums, joined, plain_values
 from polytask.balancing.types import Losses, MicroBatch, StepReport
 from polytask.errors import BalancerError
 
@@ -117,19 +117,19 @@ class FeatureEngine(GradientEngine):
         return losses, sum_of(reached)
 
     def _one_pass(self, batch: MicroBatch, tasks: tuple[str, ...]) -> StepReport:
-        total = Sums()
         made: list[StepReport] = []
 
         def combine(columns: list[Column]) -> list[Tensor]:
-            combined, found = self.balance(columns, self.reduced(total.stack(tasks)), tasks)
+            combined, found = self.balance(columns, values, tasks)
             made.append(found)
             return combined
 
         losses = self.forward(batch, combine, tasks)
-        total.add(losses)
-        torch.autograd.backward(roots(losses.tasks, losses.penalty))
+        root = joined(losses.tasks, tasks)
+        values = self.reduced(plain_values(losses, root, tasks))
+        backward_weighted(losses, root, torch.ones_like(root))
         if self._waiting:
-            return report(tasks, self.reduced(total.stack(tasks)), None)
+            return report(tasks, values, None)
         if not made:
             raise BalancerError(
                 "No gradient arrived at the features: the losses do not depend on what the tap returned. Feed each "
@@ -152,14 +152,15 @@ class FeatureEngine(GradientEngine):
         """
         if isinstance(self.balancer, JacobianAggregator):
             return self._aggregated(self.balancer, columns, losses, tasks), report(tasks, losses, None)
-        gramian = self.reduced(sum_of(column_products(column) for column in columns))
+        rows = [Rows(column) for column in columns]
+        gramian = self.reduced(sum_of(each.products() for each in rows))
         weights, found = self.decide(
             gramian,
             losses,
             tasks,
-            lambda: self.reduced(sum_of(column_products(column, exact_products) for column in columns)),
+            lambda: self.reduced(sum_of(each.products(exact_products) for each in rows)),
         )
-        return [column_sum(column, weights) for column in columns], found
+        return [each.weighted_sum(weights) for each in rows], found
 
     def _aggregated(
         self, balancer: JacobianAggregator, columns: Sequence[Column], losses: Tensor | None, tasks: tuple[str, ...]
@@ -182,7 +183,8 @@ class FeatureEngine(GradientEngine):
             chosen = weights[[tasks.index(task) for task in tasks if task in batch.tasks]]
             losses = self.forward(batch, fixed(chosen), tasks)
             total.add(losses)
-            torch.autograd.backward(roots(losses.tasks, losses.penalty))
+            root = joined(losses.tasks, tasks)
+            backward_weighted(losses, root, torch.ones_like(root))
         return found or self.told(tasks, self.reduced(total.stack(tasks)), weights)
 
     def _first_pass(
@@ -198,7 +200,7 @@ class FeatureEngine(GradientEngine):
                 order = [task for task in tasks if task in batch.tasks]
                 columns, losses = self._rows(batch, order)
                 total.add(losses)
-                part = sum_of(column_products(column, form) for column in columns)
+                part = sum_of(Rows(column).products(form) for column in columns)
                 if gramian is None:
                     gramian = part.new_zeros(len(tasks), len(tasks))
                 at = torch.tensor([tasks.index(task) for task in order], device=part.device)
@@ -254,7 +256,7 @@ def check_called(called: list[bool]) -> None:
 
 def fixed(weights: Tensor) -> Combine:
     """Combine rows with weights that are known before the backward."""
-    return lambda columns: [column_sum(column, weights) for column in columns]
+    return lambda columns: [Rows(column).weighted_sum(weights) for column in columns]
 
 
 def whole(column: Column) -> Tensor:

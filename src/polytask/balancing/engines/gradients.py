@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from polytask.balancing.engines.host import (
 from polytask.balancing.engines.jacobian import add_gradient
 from polytask.balancing.engines.losses import backward_weighted
 from polytask.balancing.engines.sums import Sums, joined
+from polytask.balancing.functional.gramian import all_finite
 from polytask.balancing.types import Losses, MicroBatch, StepReport
 from polytask.errors import BalancerError
 
@@ -82,9 +82,11 @@ class GradientEngine(BaseEngine):
         with torch.no_grad():
             weights = self.balancer.weigh(products, values, tasks, **further).detach().to("cpu", torch.float64)
         check_weights(type(self.balancer).__name__, weights, tasks)
-        weights = weights * scale(products, weights, self.options.rescale_to)
-        with torch.enable_grad():  # this may run inside of a backward, where gradients are off
-            self.learn(self.balancer.objective(products, values, tasks))
+        if self.options.rescale_to != "none":
+            weights = weights * scale(products, weights, self.options.rescale_to)
+        if self.own is not None:
+            with torch.enable_grad():  # this may run inside of a backward, where gradients are off
+                self.learn(self.balancer.objective(products, values, tasks))
         self.keep(tasks, weights)
         return weights, self.told(tasks, values, weights, products)
 
@@ -137,7 +139,7 @@ def check_weights(method: str, weights: Tensor, tasks: Sequence[str]) -> None:
             f"'{method}' returned weights of shape {list(weights.shape)} for {len(tasks)} present tasks. "
             "Return one weight a task."
         )
-    if not np.isfinite(weights.numpy()).all():
+    if not all_finite(weights.numpy()):
         found = dict(zip(tasks, weights.tolist(), strict=True))
         raise BalancerError(f"'{method}' returned weights that are not finite: {found}.")
 
@@ -147,8 +149,6 @@ def scale(gramian: Tensor, weights: Tensor, rescale_to: str) -> float:
 
     An update that is zero up to rounding stays: a Pareto stationary point has no direction.
     """
-    if rescale_to == "none":
-        return 1.0
     norm = update_norm(gramian, weights)
     longest = float((weights.abs() * gramian.diagonal().clamp_min(0).sqrt()).sum())
     if norm <= 1e-7 * longest:
@@ -169,12 +169,6 @@ def report(
 
 def _named(tasks: Sequence[str], values: Tensor | None) -> dict[str, Tensor]:
     return {} if values is None else dict(zip(tasks, values.unbind(), strict=True))
-
-
-def roots(losses: Mapping[str, Tensor], penalty: Tensor | None) -> list[Tensor]:
-    """What a backward of the plain sum starts from."""
-    found = [*losses.values(), *([] if penalty is None else [penalty])]
-    return [loss for loss in found if loss.requires_grad]
 
 
 def gradients(loss: Tensor, parameters: Sequence[Tensor], keep_graph: bool) -> list[Tensor | None]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf
 from torch import Tensor
 
+from polytask.balancing.functional.gramian import all_finite
 from polytask.errors import BalancerError
 
 _LOW, _HIGH = 1e-28, 1e30
@@ -32,9 +33,7 @@ def on_host(gramian: Tensor, losses: Tensor | None = None) -> tuple[Tensor, Tens
 
 def lost_digits(gramian: Tensor) -> bool:
     """Whether a float32 Gramian on the CPU has norms that float32 squares cannot hold."""
-    squares = gramian.numpy().diagonal()
-    # A NaN is neither.
-    return not (float(squares.min()) >= _LOW and float(squares.max()) < _HIGH)
+    return not all(_LOW <= square < _HIGH for square in gramian.numpy().diagonal().tolist())
 
 
 def check_finite(gramian: Tensor, tasks: Sequence[str], culprit: Callable[[int], str] | None = None) -> None:
@@ -49,7 +48,7 @@ def check_finite(gramian: Tensor, tasks: Sequence[str], culprit: Callable[[int],
         BalancerError: naming the tasks and, where known, a parameter.
     """
     values = gramian.numpy()
-    if np.isfinite(values).all():
+    if all_finite(values):
         return
     broken = [k for k in range(len(tasks)) if not math.isfinite(values[k, k])] or list(range(len(tasks)))
     where = f", first in {culprit(broken[0])}" if culprit is not None else ""
@@ -67,18 +66,18 @@ def symmetrised(gramian: Tensor) -> Tensor:
 def semi_definite(gramian: Tensor) -> Tensor:
     """The Gramian without the slightly negative eigenvalues that float32 rounding gives to dependent gradients.
 
-    Rows are normalised first, so that the correction to a short gradient is as small as that gradient.
+    Where there is something to correct, rows are normalised first, so that the correction to a short gradient is as
+    small as that gradient.
 
     Args:
         gramian: Symmetric, float64 on the CPU, ``[p, p]``.
     """
     values = gramian.numpy()
+    if dpotrf(values)[1] == 0:
+        return gramian
     lengths = np.sqrt(np.maximum(values.diagonal(), 0.0))
     divisor = np.where(lengths > 0.0, lengths, 1.0)
-    cosines = values / divisor / divisor[:, None]
-    if dpotrf(cosines)[1] == 0:
-        return gramian
-    eigenvalues, vectors = np.linalg.eigh(cosines)
+    eigenvalues, vectors = np.linalg.eigh(values / divisor / divisor[:, None])
     fixed = (vectors * np.maximum(eigenvalues, 0.0)) @ vectors.T * divisor * divisor[:, None]
     return torch.from_numpy(_symmetrised(fixed))
 

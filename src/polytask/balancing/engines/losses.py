@@ -11,7 +11,7 @@ from polytask.balancing.base import LossWeighting
 from polytask.balancing.engines.core import BaseEngine
 from polytask.balancing.engines.halves import Halves
 from polytask.balancing.engines.heads import plain_tap
-from polytask.balancing.engines.sums import Sums, full, joined
+from polytask.balancing.engines.sums import Sums, joined, plain_values
 from polytask.balancing.types import Losses, MicroBatch, StepReport
 from polytask.errors import BalancerError
 
@@ -37,8 +37,12 @@ class LossEngine(BaseEngine):
         if weights is None and self.balancer.halves:
             self._look_ahead(micro, tasks)
         weights, values = self._one(micro[0], tasks, weights) if len(micro) == 1 else self._all(micro, tasks, weights)
-        if self._fresh:
-            self.learn(self.balancer.objective(values, tasks))
+        if self._fresh and self.own is not None:
+            found = self.balancer.own_gradients(values, weights, tasks)
+            if found is None:
+                self.learn(self.balancer.objective(values, tasks))
+            else:
+                self.leave(found)
         by_task = dict(zip(tasks, weights.unbind(), strict=True))
         return StepReport(dict(zip(tasks, values.unbind(), strict=True)), by_task)
 
@@ -46,7 +50,7 @@ class LossEngine(BaseEngine):
         """The weights and losses of a step of one micro-batch, which needs one forward."""
         losses = self.check_losses(batch, batch.forward(plain_tap))
         root = joined(losses.tasks, tasks)
-        values = self.reduced(full(root.detach() if losses.plain is None else joined(losses.plain, tasks)))
+        values = self.reduced(plain_values(losses, root, tasks))
         if weights is None:
             weights = self._weigh(values, tasks)
         backward_weighted(losses, root, weights)

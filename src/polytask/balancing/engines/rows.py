@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -33,31 +34,56 @@ def exact_products(rows: Tensor) -> Tensor:
     return total
 
 
-def column_products(column: Sequence[Tensor | None], form: Callable[[Tensor], Tensor] = products) -> Tensor:
-    """Inner products ``[p, p]`` of rows that lie apart, with ``form`` for the products of a block of columns.
+class Rows:
+    """Every task's gradient of one feature tensor, lying apart as the backward left them.
+
+    Small rows are stacked once; of large ones a block of columns at a time, which is all the memory that it takes.
 
     Args:
-        column: Every task's gradient of one feature tensor; None stands for zeros. At least one is a tensor.
-        form: ``products`` or ``exact_products``.
+        column: One row a task; None stands for zeros. At least one is a tensor.
     """
-    some = next(row for row in column if row is not None)
-    flat = [None if row is None else row.reshape(-1) for row in column]
-    width = max(1, TOGETHER // len(column))
-    total = None
-    for start in range(0, some.numel(), width):
-        stop = min(start + width, some.numel())
-        block = torch.stack([some.new_zeros(stop - start) if row is None else row[start:stop] for row in flat])
-        share = form(block)
-        total = share if total is None else total.add_(share)
-    assert total is not None
-    return total
 
+    def __init__(self, column: Sequence[Tensor | None]):
+        self.column = column
+        self.some = next(row for row in column if row is not None)
+        self._width = max(1, TOGETHER // len(column))
 
-def column_sum(column: Sequence[Tensor | None], weights: Tensor) -> Tensor:
-    """The weighted sum of rows that lie apart, in their shape and dtype; None stands for zeros."""
-    there = [(row, weight) for row, weight in zip(column, weights.tolist(), strict=True) if row is not None]
-    (first, weight), *others = there
-    total: Tensor = first.to(torch.promote_types(first.dtype, torch.float32)) * weight
-    for row, weight in others:
-        total.add_(row, alpha=weight)
-    return total.to(first.dtype)
+    @functools.cached_property
+    def _small(self) -> Tensor | None:
+        """A copy of all rows, ``[p, n]``, if it is small."""
+        if self.some.numel() > self._width:
+            return None
+        zeros = torch.zeros_like(self.some)
+        return torch.stack([zeros if row is None else row for row in self.column]).view(len(self.column), -1)
+
+    def _blocks(self) -> Iterator[Tensor]:
+        """Copies of some columns at a time, ``[p, n]``."""
+        count = self.some.numel()
+        flat = [None if row is None else row.reshape(-1) for row in self.column]
+        for start in range(0, count, self._width):
+            stop = min(start + self._width, count)
+            yield torch.stack([self.some.new_zeros(stop - start) if row is None else row[start:stop] for row in flat])
+
+    def products(self, form: Callable[[Tensor], Tensor] = products) -> Tensor:
+        """Inner products ``[p, p]``.
+
+        Args:
+            form: ``products`` or ``exact_products``.
+        """
+        if self._small is not None:
+            return form(self._small)
+        return functools.reduce(Tensor.add_, map(form, self._blocks()))
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """Their weighted sum in their own shape and dtype; ``weights`` is ``[p]``."""
+        dtype = torch.promote_types(self.some.dtype, torch.float32)
+        if self._small is not None:
+            # Not a product of matrices, which autocast would round.
+            total = (self._small * weights.to(self.some.device, dtype)[:, None]).sum(0)
+        else:
+            there = [(row, w) for row, w in zip(self.column, weights.tolist(), strict=True) if row is not None]
+            (first, weight), *others = there
+            total = first.to(dtype) * weight
+            for row, weight in others:
+                total.add_(row, alpha=weight)
+        return total.to(self.some.dtype).view(self.some.shape)

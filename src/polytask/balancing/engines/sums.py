@@ -32,6 +32,11 @@ def joined(losses: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
     return torch.stack([losses[task] for task in tasks if task in losses])
 
 
+def plain_values(losses: Losses, root: Tensor, tasks: Sequence[str]) -> Tensor:
+    """Detached values of the losses that ``root`` joins, before any scaling; float32 or better."""
+    return full(root.detach() if losses.plain is None else joined(losses.plain, tasks))
+
+
 def full(losses: Tensor) -> Tensor:
     """Losses in float32 or better."""
     return losses if losses.dtype == torch.float64 else losses.float()

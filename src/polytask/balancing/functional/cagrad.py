@@ -99,7 +99,7 @@ def _nearest(parts: Conditioned, target: Array, radius: float) -> tuple[Array, f
 
 def _stationary(parts: Conditioned) -> bool:
     """Whether the hull of the rows touches zero to working accuracy."""
-    raw = parts.cosines * parts.norms * parts.norms[:, None]
+    raw = parts.gramian()
     weights = min_norm(raw).weights
     return float(weights @ raw @ weights) <= (STATIONARY * float(parts.norms.min())) ** 2
 
@@ -174,9 +174,7 @@ def _by_root(parts: Conditioned, target: Array, radius: float) -> tuple[Array, f
     With ``lambda = |g_w*| / radius`` the weights w* minimise ``|g_w + lambda g_0|`` on the simplex, and
     ``|g_w| / lambda`` falls as lambda grows.
     """
-    count = parts.total
-    raw = np.zeros((count, count))
-    raw[np.ix_(parts.kept, parts.kept)] = parts.cosines * parts.norms * parts.norms[:, None]
+    count, raw = parts.total, parts.gramian()
 
     def excess(log_lambda: float) -> float:
         weights = min_norm(shifted(raw, math.exp(log_lambda))).weights

@@ -56,8 +56,7 @@ def conicgrad(gramian: Any, c: float = 0.5) -> Solved:
     mean = np.full(parts.total, 1.0 / parts.total)
     if not len(parts.kept) or c >= 1.0 or not mean_products(parts)[1] > 0.0:
         return Solved(mean)
-    raw = np.zeros((parts.total, parts.total))
-    raw[np.ix_(parts.kept, parts.kept)] = parts.cosines * parts.norms * parts.norms[:, None]
+    raw = parts.gramian()
     onto_mean = raw.mean(axis=1)
     size = math.sqrt(float(onto_mean.mean()))
     # Nearly always the answer; that it is one can be seen from it, where its worst task improves.

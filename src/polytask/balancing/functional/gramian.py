@@ -38,6 +38,16 @@ class Solved(NamedTuple):
     residual: float = 0.0
 
 
+def all_finite(values: Array) -> bool:
+    """Whether no entry is NaN or infinite: one call where the squares do not overflow.
+
+    Example:
+        >>> all_finite(np.array([1.0, 2.0])), all_finite(np.array([1.0, np.nan]))
+        (True, False)
+    """
+    return math.isfinite(np.vdot(values, values)) or bool(np.isfinite(values).all())
+
+
 def ended(residual: float) -> Status:
     """``"solved"`` for a residual of at most 1e-9, else ``"inexact"``."""
     return "solved" if residual <= 1e-9 else "inexact"
@@ -59,6 +69,15 @@ class Conditioned(NamedTuple):
     scale: float
     kept: NDArray[np.intp]
     total: int
+
+    def gramian(self) -> Array:
+        """The Gramian ``[m, m]`` again, in units of ``scale`` squared; rows that were left out are zero."""
+        kept: Array = self.cosines * self.norms * self.norms[:, None]
+        if len(self.kept) == self.total:
+            return kept
+        full = np.zeros((self.total, self.total))
+        full[self.kept[:, None], self.kept] = kept
+        return full
 
     def spread(self, values: Array, fill: float = 0.0) -> Array:
         """Put values of the kept rows ``[k]`` back in their places ``[m]``."""

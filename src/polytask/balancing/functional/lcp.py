@@ -87,6 +87,37 @@ def solve_lcp(matrix: Array, offsets: Array, frozen: Mask | None = None, start: 
     return Complementary(points * sizes[:, None], float(violation))
 
 
+def solve_whole(matrix: Array, offset: Array) -> Complementary | None:
+    """The solution of one problem in which no variable is zero; None if there is none.
+
+    The first guess of ``solve_lcp`` for the shortest vector in a hull, and often right: this takes a fifth of its
+    calls, and every training step waits for them.
+
+    Args:
+        matrix: As for ``solve_lcp``.
+        offset: q, ``[m]``, not all zero.
+
+    Returns:
+        The point ``[1, m]`` and its residual.
+
+    Example:
+        >>> matrix = np.array([[1.0, -0.5], [-0.5, 1.0]])
+        >>> solve_whole(matrix, np.array([-1.0, -1.0])).points.round(9).tolist()
+        [[2.0, 2.0]]
+        >>> solve_whole(matrix, np.array([1.0, -0.5])) is None
+        True
+    """
+    _, point, info = dposv(matrix, -offset)
+    if info or not point.min() > 0.0:
+        return None
+    size, total = np.abs(offset).max(), point.sum()
+    residual = float(np.abs(matrix @ point + offset).max() / size)
+    # The bounds of ``_optimal``, with the sum of products at its largest.
+    if residual > (32 * len(matrix) * EPS) * (1.0 + total / size) or residual * total / size > ENERGY * len(matrix):
+        return None
+    return Complementary(point[None], residual)
+
+
 def _pivot(matrix: Array, offsets: Array, frozen: Mask, support: Mask, ridge: float) -> tuple[Array, Mask]:
     """Block principal pivoting; points ``[k, m]`` and which of them passed the check ``[k]``."""
     count, size = offsets.shape

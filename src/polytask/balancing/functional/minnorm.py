@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from polytask.balancing.functional.gramian import TINY, Array, Solved, ended, shifted
-from polytask.balancing.functional.lcp import solve_lcp
+from polytask.balancing.functional.lcp import solve_lcp, solve_whole
 
 
 def min_norm(gramian: Any) -> Solved:
@@ -32,17 +32,18 @@ def min_norm(gramian: Any) -> Solved:
         Desideri 2012, "Multiple-gradient descent algorithm (MGDA)", definition of omega.
     """
     raw = np.asarray(gramian, dtype=np.float64)
-    squares = raw.diagonal()
-    largest = float(squares.max())
-    zero = squares <= TINY * largest
-    if zero.any() or not largest > 0.0:
+    squares = raw.diagonal().tolist()
+    largest, smallest = max(squares), min(squares)
+    if not smallest > TINY * largest:
+        zero = raw.diagonal() <= TINY * largest
         return Solved(zero / zero.sum())
-    scaled = (0.5 / largest) * (raw + raw.T)
-    lifted = scaled + float(squares.min()) / largest
+    lifted = (0.5 / largest) * (raw + raw.T) + smallest / largest
     sizes = np.sqrt(lifted.diagonal())
     matrix = lifted / sizes / sizes[:, None]
-    offsets = -1.0 / sizes[None]
-    found = solve_lcp(matrix, offsets, start=np.ones(offsets.shape, dtype=bool))
+    offset = -1.0 / sizes
+    found = solve_whole(matrix, offset)
+    if found is None:
+        found = solve_lcp(matrix, offset[None], start=np.ones((1, len(offset)), dtype=bool))
     values = found.points[0] / sizes
     return Solved(values / values.sum(), ended(found.residual), found.residual)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from polytask.balancing.base import GramianWeighting
-from polytask.balancing.functional.gramian import Array, Solved
+from polytask.balancing.functional.gramian import Array, Solved, all_finite
 from polytask.balancing.warn import BalancerWarning
 from polytask.errors import BalancerError, unknown
 
@@ -55,7 +55,7 @@ class SolvedWeighting(GramianWeighting):
         if len(tasks) == 1:
             return torch.ones(1, dtype=torch.float64)
         products = gramian.detach().to("cpu", torch.float64).numpy()
-        if not np.isfinite(products).all():
+        if not all_finite(products):
             broken = [task for task, row in zip(tasks, products, strict=True) if not np.isfinite(row).any()]
             raise BalancerError(
                 f"{type(self).__name__} was given gradients with products that are not finite "

@@ -23,6 +23,11 @@ def working(losses: Tensor) -> Tensor:
     return losses.detach().to(torch.promote_types(losses.dtype, torch.float32))
 
 
+def bounded(parameter: Tensor, highest: float = EXPONENT_LIMIT) -> Tensor:
+    """Hold a learned logarithm between -60 and ``highest`` from here on; returns it detached."""
+    return parameter.detach().clamp_(-EXPONENT_LIMIT, highest)
+
+
 def present(balancer: Balancer, state: Tensor, tasks: Sequence[str], like: Tensor) -> Tensor:
     """The entries of ``state`` for ``tasks``, in the precision and on the device of ``like``."""
     if tuple(tasks) == balancer.tasks:
@@ -33,22 +38,31 @@ def present(balancer: Balancer, state: Tensor, tasks: Sequence[str], like: Tenso
 def store(balancer: Balancer, state: Tensor, tasks: Sequence[str], values: Tensor) -> None:
     """Write ``values`` into the entries of ``state`` for ``tasks``; the others stay."""
     with torch.no_grad():
+        if tuple(tasks) == balancer.tasks:
+            state.copy_(values)
+            return
         # An empty list of tasks has no integer type of its own.
         state[balancer.index(tasks).to(state.device, torch.int64)] = values.to(state)
+
+
+def scattered(balancer: Balancer, values: Tensor, tasks: Sequence[str]) -> Tensor:
+    """``values`` of ``tasks`` in the order of the state, zero for the others."""
+    if tuple(tasks) == balancer.tasks:
+        return values
+    full = values.new_zeros(len(balancer.tasks))
+    store(balancer, full, tasks, values)
+    return full
 
 
 def safe_log(losses: Tensor) -> tuple[Tensor, Tensor]:
     """Logarithms of the positive entries (zero elsewhere), and which entries are positive."""
     positive = losses > 0
-    return torch.where(positive, losses, torch.ones_like(losses)).log(), positive
+    return torch.where(positive, losses, 1.0).log(), positive
 
 
 def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
     """Softmax over the entries in ``mask``; zero for the others, and for all if there are none."""
-    kept = torch.where(mask, logits, torch.full_like(logits, torch.finfo(logits.dtype).min))
-    shares = torch.where(mask, (kept - kept.max()).exp(), torch.zeros_like(logits))
-    total = shares.sum()
-    return shares / torch.where(total > 0, total, torch.ones_like(total))
+    return torch.where(mask, logits, torch.finfo(logits.dtype).min).softmax(0) * mask
 
 
 def per_task(what: str, given: Mapping[str, float] | Sequence[float], tasks: Sequence[str]) -> Tensor:

@@ -125,9 +125,10 @@ class FAMO(NonNegativeWeighting):
         tasks, before, alive = self._before
         self._before = None
         again = relook()
-        losses = working(torch.stack([again[task].detach() for task in tasks])).to(before)
+        losses = torch.stack([again[task] for task in tasks]).to(before)
         after, still = safe_log(losses - present(self, self.bounds, tasks, losses))
-        self._step(tasks, torch.where(alive & still, before - after, torch.zeros_like(before)), alive & still)
+        both = alive & still
+        self._step(tasks, (before - after) * both, both)
 
     def _step(self, tasks: Sequence[str], decrease: Tensor, mask: Tensor) -> None:
         logits = present(self, self.logits, tasks, decrease)
@@ -136,16 +137,12 @@ class FAMO(NonNegativeWeighting):
         if self.update == "sgd":
             store(self, self.logits, tasks, torch.where(mask, logits - self.lr * gradient, logits))
             return
-        old = [present(self, state, tasks, decrease) for state in (self.first, self.second, self.steps)]
-        first = BETAS[0] * old[0] + (1.0 - BETAS[0]) * gradient
-        second = BETAS[1] * old[1] + (1.0 - BETAS[1]) * gradient.square()
-        steps = old[2] + 1.0
+        first, second = (present(self, moment, tasks, decrease) for moment in (self.first, self.second))
+        steps = present(self, self.steps, tasks, decrease) + mask
+        first = torch.where(mask, first.lerp(gradient, 1.0 - BETAS[0]), first)
+        second = torch.where(mask, second.lerp(gradient.square(), 1.0 - BETAS[1]), second)
         size = (second / (1.0 - BETAS[1] ** steps)).sqrt() + ADAM_EPS
         moved = logits - self.lr * first / (1.0 - BETAS[0] ** steps) / size
-        for state, new, kept in (
-            (self.logits, moved, logits),
-            (self.first, first, old[0]),
-            (self.second, second, old[1]),
-            (self.steps, steps, old[2]),
-        ):
-            store(self, state, tasks, torch.where(mask, new, kept))
+        store(self, self.logits, tasks, torch.where(mask, moved, logits))
+        for state, new in ((self.first, first), (self.second, second), (self.steps, steps)):
+            store(self, state, tasks, new)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.balancing.base import LossWeighting
-from polytask.balancing.loss.common import EXPONENT_LIMIT, NonNegativeWeighting, present, working
+from polytask.balancing.loss.common import NonNegativeWeighting, bounded, present, scattered, working
 from polytask.errors import BalancerError
 
 
@@ -106,12 +106,14 @@ class IMTLL(NonNegativeWeighting):
 
     def weigh(self, losses: Tensor, tasks: Sequence[str]) -> Tensor:
         """The scales :math:`e^{s_k}`, shape ``[p]``."""
-        with torch.no_grad():
-            self.log_scale.clamp_(-EXPONENT_LIMIT, EXPONENT_LIMIT)
-        return present(self, self.log_scale.detach(), tasks, working(losses)).exp()
+        return present(self, bounded(self.log_scale), tasks, working(losses)).exp()
 
     def objective(self, losses: Tensor, tasks: Sequence[str]) -> Tensor:
         """The total, as a function of the scales; a scalar."""
         losses = working(losses).clamp_min(0.0)
         log_scale = present(self, self.log_scale, tasks, losses)
         return (log_scale.exp() * losses - log_scale).sum()
+
+    def own_gradients(self, losses: Tensor, weights: Tensor, tasks: Sequence[str]) -> list[Tensor]:
+        """Of the total with respect to :math:`s_k`: :math:`w_k L_k - 1`."""
+        return [scattered(self, weights * working(losses).clamp_min(0.0) - 1.0, tasks)]

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from polytask.balancing.loss.common import (
     EXPONENT_LIMIT,
     NonNegativeWeighting,
+    bounded,
     check_positive,
     form_factors,
     present,
+    scattered,
     working,
 )
 
@@ -63,10 +65,8 @@ class Uncertainty(NonNegativeWeighting):
 
     def weigh(self, losses: Tensor, tasks: Sequence[str]) -> Tensor:
         """The weights :math:`c_k e^{-s_k}`, shape ``[p]``."""
-        with torch.no_grad():
-            self.log_variance.clamp_(-EXPONENT_LIMIT, EXPONENT_LIMIT)
         losses = working(losses)
-        log_variance = present(self, self.log_variance.detach(), tasks, losses)
+        log_variance = present(self, bounded(self.log_variance), tasks, losses)
         return present(self, self.factors, tasks, losses) * (-log_variance).exp()
 
     def objective(self, losses: Tensor, tasks: Sequence[str]) -> Tensor:
@@ -75,6 +75,10 @@ class Uncertainty(NonNegativeWeighting):
         log_variance = present(self, self.log_variance, tasks, losses)
         factors = present(self, self.factors, tasks, losses)
         return (factors * (-log_variance).exp() * losses + log_variance / 2.0).sum()
+
+    def own_gradients(self, losses: Tensor, weights: Tensor, tasks: Sequence[str]) -> list[Tensor]:
+        """Of the total with respect to :math:`s_k`: :math:`1 / 2 - w_k L_k`."""
+        return [scattered(self, 0.5 - weights * working(losses).clamp_min(0.0), tasks)]
 
 
 class UWSO(NonNegativeWeighting):
@@ -182,12 +186,10 @@ class Bayesian(NonNegativeWeighting):
 
     def weigh(self, losses: Tensor, tasks: Sequence[str]) -> Tensor:
         """A draw of :math:`c_k e^{t_k}`, or its mean; shape ``[p]``."""
-        with torch.no_grad():
-            self.mean.clamp_(-EXPONENT_LIMIT, EXPONENT_LIMIT)
-            self.log_variance.clamp_(-EXPONENT_LIMIT, math.log(min(self.prior_scale**2, 40.0)))
         losses = working(losses)
-        mean = present(self, self.mean.detach(), tasks, losses)
-        variance = present(self, self.log_variance.detach(), tasks, losses).exp()
+        mean = present(self, bounded(self.mean), tasks, losses)
+        highest = math.log(min(self.prior_scale**2, 40.0))
+        variance = present(self, bounded(self.log_variance, highest), tasks, losses).exp()
         if self.sample:
             noise = torch.randn(len(tasks), generator=self.generator, dtype=torch.float64).to(losses)
             exponent = mean + variance.sqrt() * noise

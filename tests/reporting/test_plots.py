@@ -1,8 +1,13 @@
+import gc
+import io
 import re
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
+from polytask.reporting import plots
 from polytask.reporting.heat import heat_map
 from polytask.reporting.plots import Line, bars, lines, scatter, thinned
 
@@ -79,3 +84,36 @@ def test_a_histogram_and_a_scatter_are_drawn():
 
 def test_a_constant_prediction_can_be_drawn():
     assert "<svg" in scatter([1.0, 1.0], [1.0, 1.0], title="t")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_drawing_leaves_garbage_collection_as_it_was(enabled):
+    def draw(axes):
+        assert not gc.isenabled()
+        raise ValueError("not drawn")
+
+    try:
+        if not enabled:
+            gc.disable()
+        with pytest.raises(ValueError, match="not drawn"):
+            plots.svg(draw, (2, 2), "t")
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
+
+
+def test_the_box_is_the_one_that_matplotlib_finds_by_drawing_twice():
+    def draw(axes):
+        axes.plot([0, 1], [3, 2], label="a line")
+        axes.set(title="A title", xlabel="below", yticks=[2, 3], yticklabels=["a name of some length", "b"])
+        axes.legend(bbox_to_anchor=(1.01, 1.02), loc="upper left")
+
+    with rc_context(plots._STYLE):
+        figure, text = Figure(figsize=(3, 2)), io.StringIO()
+        draw(figure.add_subplot())
+        figure.savefig(text, format="svg", bbox_inches="tight", pad_inches=0.03)
+    sizes = [
+        [float(side) for side in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn).groups()]
+        for drawn in (text.getvalue(), plots.svg(draw, (3, 2), "t"))
+    ]
+    assert sizes[0] == pytest.approx(sizes[1], abs=0.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,11 @@ def compare(
         _require_parts(built)
         base = identity(dump_recipe(built.recipe))
         everything = {m.name: m for m in [*(before.methods if before else ()), *methods]}
-        write_rows(built, folder.rows / claims.owner, ("train", "validation"))
-        wanted = Plan(base, digest(built), spend, tuple(everything.values()), numbers)
-        _try_out(wanted.methods, base, built, pool)
+        with ThreadPoolExecutor(1) as beside:
+            data = beside.submit(digest, built)
+            write_rows(built, folder.rows / claims.owner, ("train", "validation"))
+            _try_out(tuple(everything.values()), base, built, pool)
+            wanted = Plan(base, data.result(), spend, tuple(everything.values()), numbers)
         with claims.locked():
             plan = folder.settle(wanted)
         run = Running(folder, plan, pool, claims, _criterion(built), say or (lambda text: None))

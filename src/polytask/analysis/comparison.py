@@ -272,9 +272,12 @@ WRITERS = ("polytask.analysis.report", "scipy.special", "matplotlib.figure", "ma
 
 
 def load_writers() -> None:
-    """Import what ``Comparison.write`` imports, which takes half a second."""
-    for name in WRITERS:
-        importlib.import_module(name)
+    """Import what ``Comparison.write`` imports, which takes a while."""
+    from polytask.reporting.plots import uncollected
+
+    with uncollected():
+        for name in WRITERS:
+            importlib.import_module(name)
 
 
 def _raise_metrics(method: str, seed: int, found: Mapping[str, set[str]], wanted: Mapping[str, set[str]]) -> None:

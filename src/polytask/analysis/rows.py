@@ -54,12 +54,13 @@ def write_rows(built: Built, folder: Path, parts: Sequence[str]) -> None:
             {"inputs": s.rows.inputs, "targets": dict(s.rows.targets), "weights": dict(s.rows.weights)}
             for s in built.sources[part]
         ]
-        save_state({"sources": plain}, folder / f"{part}.safetensors")
+        # Whoever goes on after a power cut writes them anew.
+        save_state({"sources": plain}, folder / f"{part}.safetensors", lasting=False)
     facts = {
         "tasks": [{"name": t.name, "kind": t.kind, "options": dict(t.options)} for t in built.model.tasks.values()],
         "schema": built.schema.to_dict(),
     }
-    with replacing(folder / FACTS) as unfinished:
+    with replacing(folder / FACTS, lasting=False) as unfinished:
         unfinished.write_text(json.dumps(facts), encoding="utf-8")
 
 

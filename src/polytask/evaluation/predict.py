@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from polytask.data.batch import Batch, joined_rows, map_tensors
 from polytask.data.source import Source
 from polytask.errors import DataError, listed
+from polytask.evaluation.products import fast_products
 from polytask.evaluation.scores import Scores
-from polytask.tasks.metrics import mean_defined
+from polytask.tasks.metrics import Derived, mean_defined
 from polytask.tasks.task import Metric, Task, labelled
 
 Gather = Callable[[Any], list[Any]]
 """Maps a process's value to the values of all processes, in order."""
+Compute = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def collect(
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
     parts: dict[str, _Part] = {}
-    with evaluation_mode(model), torch.inference_mode():
+    with evaluation_mode(model), torch.inference_mode(), fast_products():
         first = 0
         for source in sources:
             wanted = tuple(name for name in known if name in source.tasks)
@@ -200,9 +202,9 @@ def score_outputs(task: Task, outputs: TaskOutputs | None) -> tuple[dict[str, fl
     if outputs is None or _broken(task, outputs) or _weight(outputs) == 0:
         return dict.fromkeys(task.metrics, math.nan), {}
     left_out: dict[str, int] = {}
-    values = {}
+    values, made = {}, dict[Compute, Any]()
     for name, metric in task.metrics.items():
-        values[name], lost = _value(metric, outputs)
+        values[name], lost = _value(metric, outputs, made)
         if lost:
             left_out[name] = lost
     return values, left_out
@@ -218,12 +220,21 @@ def _weight(outputs: TaskOutputs) -> float:
     return float(len(outputs) if outputs.weight is None else outputs.weight.sum())
 
 
-def _value(metric: Metric, outputs: TaskOutputs) -> tuple[float, int]:
-    arrays = (outputs.score, outputs.target, outputs.weight)
+def _value(metric: Metric, outputs: TaskOutputs, made: dict[Compute, Any]) -> tuple[float, int]:
     if metric.parts is None:
-        return float(metric.compute(*arrays)), 0
-    parts = metric.parts(*arrays)
+        return float(_computed(metric.compute, outputs, made)), 0
+    parts = _computed(metric.parts, outputs, made)
     return mean_defined(parts), int(np.isnan(parts).sum())
+
+
+def _computed(compute: Compute, outputs: TaskOutputs, made: dict[Compute, Any]) -> Any:
+    """What a metric computes; what it shares with others is in ``made`` afterwards."""
+    arrays = (outputs.score, outputs.target, outputs.weight)
+    if not isinstance(compute, Derived):
+        return compute(*arrays)
+    if compute.base not in made:
+        made[compute.base] = compute.base(*arrays)
+    return compute.figure(made[compute.base])
 
 
 def evaluate(

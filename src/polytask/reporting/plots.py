@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -199,15 +201,32 @@ def svg(draw: Callable[[Axes], None], inches: tuple[float, float], title: str) -
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE), warnings.catch_warnings():
+    with rc_context(_STYLE), warnings.catch_warnings(), uncollected():
         # Names may be in any script: the reader's browser has the letters, whether or not this machine does.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        figure = Figure(figsize=inches)
+        # With the resolution of SVG from the start. For bbox_inches="tight", Matplotlib would lay out all once more.
+        figure = Figure(figsize=inches, dpi=72)
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
         text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.03)
+        figure.savefig(text, format="svg", transparent=True, bbox_inches=figure.get_tightbbox().padded(0.03))
     return _inlined(text.getvalue(), title)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without a look for garbage.
+
+    Matplotlib makes so many objects, as it is loaded and in every drawing, that Python would look through all there
+    are, and PyTorch has many.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _inlined(svg: str, title: str) -> Markup:

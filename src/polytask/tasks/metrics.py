@@ -7,6 +7,7 @@ of rows that all belong to one class, it is NaN and nothing warns.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -84,6 +85,27 @@ def confusion_matrix(true: Array, predicted: Array, classes: int, weights: Array
     return weighted_counts(pairs, row_weights(weights, len(pairs)), classes * classes).reshape(classes, classes)
 
 
+@dataclass(frozen=True)
+class Derived:
+    """A figure of something that other metrics of the task are made of as well, and that is made once for all of them.
+
+    Args:
+        base: Makes it of scores, targets and row weights, such as a confusion matrix.
+        figure: The figure of it: a number, or the values of classes or labels.
+
+    Example:
+        >>> Derived(lambda s, t, w: confusion_matrix(t, s, 2, w), np.diag)(np.array([0, 1]), np.array([1, 1]), None)
+        array([0., 1.])
+    """
+
+    base: Callable[[Array, Array, Array | None], Any]
+    figure: Callable[[Any], Any]
+
+    def __call__(self, scores: Array, targets: Array, weights: Array | None) -> Any:
+        """The figure of labelled rows."""
+        return self.figure(self.base(scores, targets, weights))
+
+
 def averaged(name: str, parts: Parts, higher_is_better: bool = True) -> Metric:
     """The metric that averages values of classes or labels, leaving out the undefined ones."""
 
@@ -154,6 +176,9 @@ def _weight_from(values: Array, others: Array, weights: Array | None) -> Array:
 
 
 def _has_both(target: Array, weights: Array | None) -> bool:
+    if weights is None:
+        positives = np.asarray(target, dtype=bool)
+        return bool(positives.any() and not positives.all())
     of_rows = row_weights(weights, len(target))
     positive = (of_rows * target).sum()
     return bool(positive > 0 and (of_rows * (1 - target)).sum() > 0)

@@ -10,8 +10,8 @@ import numpy as np
 from polytask.tasks.metrics import (
     EPSILON,
     Array,
+    Derived,
     Floats,
-    Parts,
     auroc,
     average_precision,
     averaged,
@@ -153,11 +153,7 @@ def _top(count: int) -> Metric:
 
 
 def _of_matrix(name: str, matrix: Any, figure: Any, higher_is_better: bool = True) -> Metric:
-    return Metric(name, higher_is_better, lambda s, t, w: float(figure(matrix(s, t, w))))
-
-
-def _parts(matrix: Any, figures: Any) -> Parts:
-    return lambda s, t, w: figures(matrix(s, t, w))
+    return Metric(name, higher_is_better, Derived(matrix, lambda found: float(figure(found))))
 
 
 def _by_name(*metrics: Metric) -> Mapping[str, Metric]:
@@ -168,7 +164,7 @@ BINARY = _by_name(
     Metric("auroc", True, lambda s, t, w: auroc(s, t >= 0.5, w)),
     Metric("average_precision", True, lambda s, t, w: average_precision(s, t >= 0.5, w)),
     _of_matrix("accuracy", _binary_matrix, accuracy_of),
-    averaged("balanced_accuracy", _parts(_binary_matrix, recall_of)),
+    averaged("balanced_accuracy", Derived(_binary_matrix, recall_of)),
     _of_matrix("f1", _binary_matrix, lambda m: f1_of(m)[1]),
     _of_matrix("precision", _binary_matrix, lambda m: precision_of(m)[1]),
     _of_matrix("recall", _binary_matrix, lambda m: recall_of(m)[1]),
@@ -181,12 +177,12 @@ BINARY_DEFAULT = tuple(BINARY)
 
 MULTICLASS = _by_name(
     _of_matrix("accuracy", _class_matrix, accuracy_of),
-    averaged("macro_f1", _parts(_class_matrix, f1_of)),
+    averaged("macro_f1", Derived(_class_matrix, f1_of)),
     # With one predicted class a row, pooled precision, recall and F1 all are the accuracy.
     _of_matrix("micro_f1", _class_matrix, accuracy_of),
     _of_matrix("weighted_f1", _class_matrix, lambda m: mean_defined(f1_of(m), m.sum(1))),
-    averaged("macro_precision", _parts(_class_matrix, precision_of)),
-    averaged("macro_recall", _parts(_class_matrix, recall_of)),
+    averaged("macro_precision", Derived(_class_matrix, precision_of)),
+    averaged("macro_recall", Derived(_class_matrix, recall_of)),
     Metric("log_loss", False, class_log_loss),
     averaged("auroc", _one_vs_rest_auroc),
     _of_matrix("kappa", _class_matrix, kappa_of),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from polytask.tasks.metrics import Array, Floats, averaged, confusion_matrix, mean_defined, ratio, row_weights
+from polytask.tasks.metrics import Array, Derived, Floats, averaged, confusion_matrix, mean_defined, ratio, row_weights
 from polytask.tasks.metrics_classes import accuracy_of, f1_of
 from polytask.tasks.task import Metric
 
@@ -44,12 +44,9 @@ def segmentation_metrics(classes: int | None) -> Mapping[str, Metric]:
     Args:
         classes: k, or None while it is unknown.
     """
-
-    def of(figure: Callable[[Floats], Floats]) -> Callable[[Array, Array, Array | None], Floats]:
-        return lambda scores, targets, weights: figure(pixel_matrix(scores, targets, weights, classes))
-
-    accuracy = Metric("pixel_accuracy", True, lambda s, t, w: accuracy_of(pixel_matrix(s, t, w, classes)))
-    found = (averaged("miou", of(iou_of)), accuracy, averaged("mean_dice", of(f1_of)))
+    matrix = functools.partial(pixel_matrix, classes=classes)
+    accuracy = Metric("pixel_accuracy", True, Derived(matrix, accuracy_of))
+    found = (averaged("miou", Derived(matrix, iou_of)), accuracy, averaged("mean_dice", Derived(matrix, f1_of)))
     return {metric.name: metric for metric in found}
 
 

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from polytask.tasks.metrics import Array, Floats, confusion_matrix, mean_defined, ratio, row_weights, weighted_counts
+from polytask.tasks.metrics import (
+    Array,
+    Derived,
+    Floats,
+    confusion_matrix,
+    mean_defined,
+    ratio,
+    row_weights,
+    weighted_counts,
+)
 from polytask.tasks.metrics_classes import accuracy_of, f1_of
 from polytask.tasks.spans import TagSet
 from polytask.tasks.task import Metric
@@ -118,23 +126,31 @@ def tag_matrix(scores: Array, targets: Array, weights: Array | None, count: int)
 
 
 @dataclass(frozen=True)
-class _Entity:
-    tags: TagSet
-    average: str
-    figure: str
-    strict: bool = False
+class _Tags:
+    """Counts of tags; equal to another one of as many tags, as ``partial`` would not be."""
 
-    def __call__(self, scores: Array, targets: Array, weights: Array | None) -> float:
-        return count_entities(scores, targets, weights, self.tags, self.strict).average(self.average)[self.figure]
+    count: int
+
+    def __call__(self, scores: Array, targets: Array, weights: Array | None) -> Floats:
+        return tag_matrix(scores, targets, weights, self.count)
 
 
 @dataclass(frozen=True)
-class _Tag:
-    count: int
-    figure: Any
+class _Entities:
+    tags: TagSet
+    strict: bool = False
 
-    def __call__(self, scores: Array, targets: Array, weights: Array | None) -> float:
-        return float(self.figure(tag_matrix(scores, targets, weights, self.count)))
+    def __call__(self, scores: Array, targets: Array, weights: Array | None) -> EntityCounts:
+        return count_entities(scores, targets, weights, self.tags, self.strict)
+
+
+@dataclass(frozen=True)
+class _Average:
+    kind: str
+    figure: str
+
+    def __call__(self, counts: EntityCounts) -> float:
+        return counts.average(self.kind)[self.figure]
 
 
 def _macro_f1(matrix: Floats) -> float:
@@ -152,16 +168,13 @@ def tag_metrics(tags: TagSet) -> Mapping[str, Metric]:
     otherwise; they are right only if bounds and type are. They count as the CoNLL script does, those named
     ``strict`` by the scheme alone. Without a scheme, F1 is of single tags.
     """
-    count = len(tags.names)
-    accuracy = {"accuracy": _Tag(count, accuracy_of)}
+    matrix = _Tags(len(tags.names))
+    accuracy = {"accuracy": Derived(matrix, accuracy_of)}
     if tags.scheme == "none":
-        made: dict[str, Any] = {
-            **accuracy,
-            "macro_f1": _Tag(count, _macro_f1),
-            "weighted_f1": _Tag(count, _weighted_f1),
-        }
+        made = {**accuracy, "macro_f1": Derived(matrix, _macro_f1), "weighted_f1": Derived(matrix, _weighted_f1)}
     else:
-        made = {figure: _Entity(tags, "micro", figure) for figure in ("f1", "precision", "recall")}
-        made |= {f"{kind}_f1": _Entity(tags, kind, "f1") for kind in ("macro", "weighted")}
-        made |= {"strict_f1": _Entity(tags, "micro", "f1", strict=True), **accuracy}
+        counts, strict = _Entities(tags), _Entities(tags, strict=True)
+        made = {figure: Derived(counts, _Average("micro", figure)) for figure in ("f1", "precision", "recall")}
+        made |= {f"{kind}_f1": Derived(counts, _Average(kind, "f1")) for kind in ("macro", "weighted")}
+        made |= {"strict_f1": Derived(strict, _Average("micro", "f1")), **accuracy}
     return {name: Metric(name, True, compute) for name, compute in made.items()}

@@ -57,13 +57,19 @@ def unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {key: unflatten(item, tensors) for key, item in value.items()}
 
 
-def save_state(state: Mapping[str, Any], path: Path) -> None:
-    """Write nested state to one file; a reader sees the old file or the new one, never a half."""
+def save_state(state: Mapping[str, Any], path: Path, *, lasting: bool = True) -> None:
+    """Write nested state to one file; a reader sees the old file or the new one, never a half.
+
+    Args:
+        state: Plain data and tensors.
+        path: The file.
+        lasting: Whether it has to outlast a power cut.
+    """
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
     plain = json.dumps(flatten(state, tensors))
-    with replacing(path) as unfinished:
+    with replacing(path, lasting=lasting) as unfinished:
         save_file(tensors, unfinished, metadata={"state": plain})
 
 

@@ -58,6 +58,38 @@ def test_embedded_columns_use_their_own_bins(bins):
     assert module.out_features == 5 * len(bins)
 
 
+def outcomes(module, x):
+    """What a module gives where bins are multiplied, as in training, and where they are looked up."""
+    return module.train()(x), torch.no_grad()(module.eval())(x)
+
+
+@pytest.mark.parametrize("bins", [(3, 1, 1), (3, 1, 300, 2, 1), (2, 2), (1,)], ids=str)
+def test_bins_are_looked_up_where_nothing_is_trained(bins):
+    torch.manual_seed(0)
+    edges = [torch.linspace(-2, 2, count + 1).tolist() if count > 1 else [0.0] for count in bins]
+    module = PiecewiseLinear(edges, width=5)
+    with torch.no_grad():
+        for index, count in enumerate(bins):
+            module.weight[index, count:] = torch.nan  # what no column reads
+    x = 2 * torch.randn(400, len(bins))
+    x[:3] = torch.tensor(max(edges, key=len))[:3, None] if max(bins) > 1 else x[:3]  # on edges themselves
+    x[5], x[6], x[7] = -1e6, 1e6, torch.nan
+    assert module.eval()._looks_up(x) is False  # with gradients
+    multiplied, looked_up = outcomes(module, x)
+    torch.testing.assert_close(looked_up, multiplied, rtol=1e-5, atol=1e-5, equal_nan=True)
+    with torch.no_grad():
+        assert module._looks_up(x)
+        assert not module._looks_up(x[:10])
+        assert not module._looks_up(x.double())
+
+
+def test_edges_that_rounding_brings_together_are_not_looked_up():
+    module = PiecewiseLinear([[0.0, 1e9, 1e9 + 1, 2e9]], width=2)
+    x = torch.full((300, 1), 1e9)
+    multiplied, looked_up = outcomes(module, x)
+    assert torch.equal(multiplied, looked_up)
+
+
 def test_edges_have_to_rise():
     with pytest.raises(RecipeError, match=r"column 1 do not rise: \[1.0, 1.0\]"):
         PiecewiseLinear([[0.0, 1.0], [1.0, 1.0]])

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from polytask.errors import RecipeError
 
+MANY = 256
+"""Rows from which on it pays to add up the weights of all bins beforehand."""
+
 
 class PiecewiseLinear(nn.Module):
     r"""Piecewise-linear encoding of numbers, optionally embedded.
@@ -17,6 +20,9 @@ class PiecewiseLinear(nn.Module):
     With bin edges :math:`b_0 < ... < b_T` the entry of bin t is :math:`(x - b_{t-1}) / (b_t - b_{t-1})`,
     cut off below at 0 except in the first bin, and above at 1 except in the last bin. Outside of the
     edges the encoding goes on linearly. A column with fewer than two edges passes as it is.
+
+    The embedding is linear within a bin. So where nothing is trained, a number's own bin is looked up, and what the
+    bins below add is known beforehand. It differs from the product over all bins by rounding.
 
     Args:
         edges: Rising bin edges of each column, in the units of the input.
@@ -37,6 +43,9 @@ class PiecewiseLinear(nn.Module):
     """
 
     column: Tensor
+    place: Tensor
+    first: Tensor
+    inner: Tensor
     slope: Tensor
     left: Tensor
     lowest: Tensor
@@ -68,8 +77,22 @@ class PiecewiseLinear(nn.Module):
         for name, values in zip(("slope", "left", "lowest", "highest"), flat, strict=True):
             # They follow from the schema, so a state dict need not hold them.
             self.register_buffer(name, values.float(), persistent=False)
+        self._prepare_search(order)
         self.out_features = len(which) if width is None else self.columns * width
         self.reset_parameters()
+
+    def _prepare_search(self, order: Sequence[int]) -> None:
+        """Note where each column's bins begin, the edges between them, and whether rounding has left them apart."""
+        counts = [self._used[index] for index in order]
+        place = torch.tensor([at for count in counts for at in range(count)], dtype=torch.int64)
+        starts = dict(zip(order, itertools.accumulate(counts, initial=0), strict=False))
+        first = torch.tensor([starts[index] for index in range(self.columns)], dtype=torch.int64)
+        lefts = torch.full((self.columns, self.bins), torch.inf)
+        lefts[self.column, place] = self.left
+        for name, values in (("place", place), ("first", first), ("inner", lefts[:, 1:].contiguous())):
+            self.register_buffer(name, values, persistent=False)
+        # Between two infinite ones, which are no edges, the difference is NaN.
+        self._apart = not bool((lefts.diff(dim=1) <= 0).any())
 
     def reset_parameters(self) -> None:
         """Draw the embedding: uniform within 1 / sqrt(number of the column's bins)."""
@@ -82,6 +105,8 @@ class PiecewiseLinear(nn.Module):
 
     def forward(self, numbers: Tensor) -> Tensor:
         """Numbers ``[rows, d]`` to ``[rows, out_features]``."""
+        if self._looks_up(numbers):
+            return self._looked_up(numbers)
         # One gather over all bins of all columns; the bounds are infinite at the ends. Subtracting first
         # keeps the digits of narrow bins. In place, since there may be thousands of bins: new memory for every
         # operation takes longer than the operation.
@@ -93,6 +118,25 @@ class PiecewiseLinear(nn.Module):
             by_column = encoded.view(-1, self.columns, self.bins).transpose(0, 1)
             return torch.baddbmm(self.bias, by_column, self.weight).relu().transpose(0, 1).flatten(1)
         return torch.cat(self._embedded(encoded), 1).relu()
+
+    def _looks_up(self, numbers: Tensor) -> bool:
+        """Whether bins are looked up: for many rows, without gradients, in full precision, on a CPU."""
+        if self.width is None or self.training or not self._apart or len(numbers) < MANY:
+            return False
+        plain = numbers.dtype == self.weight.dtype == torch.float32 and numbers.device.type == "cpu"
+        changed = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+        return plain and not changed
+
+    def _looked_up(self, numbers: Tensor) -> Tensor:
+        assert self.width is not None
+        # What all lower bins and the bias add, beside the weights of the bin itself.
+        exact = self.weight.double()
+        lower = (exact.cumsum(1) - exact + self.bias).float()
+        table = torch.cat([lower, self.weight], 2)[self.column, self.place]
+        bins = torch.searchsorted(self.inner, numbers.T.contiguous(), right=True).T.add(self.first).flatten()
+        share = (numbers.flatten() - self.left[bins]).mul_(self.slope[bins])
+        below, own = table.index_select(0, bins).tensor_split(2, 1)
+        return torch.addcmul(below, share[:, None], own).relu_().view(-1, self.out_features)
 
     def _embedded(self, encoded: Tensor) -> list[Tensor]:
         """Each column's embedding before the ReLU, ``[rows, width]``, in the order of the columns."""

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from polytask.data.batch import Batch, joined_rows, map_tensors
 from polytask.data.source import Source
 from polytask.errors import DataError, listed
-from polytask.evaluation.products import fast_products
 from polytask.evaluation.scores import Scores
 from polytask.tasks.metrics import Derived, mean_defined
 from polytask.tasks.task import Metric, Task, labelled
@@ -130,7 +129,7 @@ def collect(
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
     parts: dict[str, _Part] = {}
-    with evaluation_mode(model), torch.inference_mode(), fast_products():
+    with evaluation_mode(model), torch.inference_mode():
         first = 0
         for source in sources:
             wanted = tuple(name for name in known if name in source.tasks)

@@ -85,7 +85,7 @@ class FeatureEngine(GradientEngine):
         rows = jacobian.finish()
         gramian = self.reduced(torch.diag(torch.stack(squares)))
         values = self.reduced(total.stack(tasks))
-        weights, found = self.decide(gramian, values, tasks, lambda: gramian, jacobian.culprit)
+        weights, found = self.decide(gramian, values, tasks, lambda: gramian, lambda k: self.named(jacobian.broken(k)))
         jacobian.write(weights.to(rows) @ rows)
         return found
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polytask.balancing.engines.jacobian import add_gradient
+from polytask.balancing.engines.jacobian import add_gradient, first_broken
 from polytask.balancing.engines.rows import is_rounded
 
 PARTS = 4
@@ -170,6 +170,10 @@ class OutputRows:
         """Write a task's gradients into its row; None stands for zeros."""
         for stack, gradient in zip(self.stacks, gradients, strict=True):
             stack[row] = 0.0 if gradient is None else gradient.reshape(stack[row].shape)
+
+    def broken(self, row: int) -> nn.Parameter | None:
+        """The weight of the first layer whose outputs have a gradient in a row that is not finite."""
+        return first_broken([layer.trained[0] for layer in self.layers], [stack[row] for stack in self.stacks])
 
     def gramian(self, exact: bool = False) -> Tensor:
         """The Gramian ``[p, p]`` of the layers' gradients, float32 or better; float64 if ``exact``."""

@@ -106,6 +106,16 @@ class GradientEngine(BaseEngine):
             return found
         return replace(found, weights=_named(tasks, weights * scales.to(weights)))
 
+    def named(self, *found: nn.Parameter | None) -> str:
+        """The first shared parameter found, for an error: by its name if the model is a module, else by its place."""
+        parameter = next((p for p in found if p is not None), None)
+        if parameter is None:
+            return "its square"
+        known = self.parameters.named_parameters() if isinstance(self.parameters, nn.Module) else ()
+        name = next((f"'{name}'" for name, p in known if p is parameter), None)
+        place = next((k for k, p in enumerate(self.shared) if p is parameter), None)
+        return f"{name or f'shared parameter number {place}'} of shape {list(parameter.shape)}"
+
     def own_parameters(self, task: str) -> list[nn.Parameter]:
         """Trained parameters of one task alone."""
         if task not in self._owned:

@@ -93,12 +93,9 @@ class Jacobian:
             if reached:
                 add_gradient(parameter, part.view_as(parameter))
 
-    def culprit(self, row: int) -> str:
-        """Which parameter's gradient in a row is not finite, in words."""
-        for position, (parameter, part) in enumerate(zip(self.parameters, self._parts(row), strict=True)):
-            if not bool(part.isfinite().all()):
-                return f"shared parameter number {position} of shape {list(parameter.shape)}"
-        return "its square"
+    def broken(self, row: int) -> nn.Parameter | None:
+        """The first parameter whose gradient in a row is not finite."""
+        return first_broken(self.parameters, self._parts(row))
 
 
 def add_gradient(parameter: Tensor, gradient: Tensor) -> None:
@@ -109,6 +106,12 @@ def add_gradient(parameter: Tensor, gradient: Tensor) -> None:
         parameter.grad = made if made.stride() == parameter.stride() else torch.empty_like(parameter).copy_(made)
     else:
         parameter.grad += gradient
+
+
+def first_broken(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> nn.Parameter | None:
+    """The first parameter whose gradient is not finite."""
+    pairs = zip(parameters, gradients, strict=True)
+    return next((p for p, gradient in pairs if gradient is not None and not bool(gradient.isfinite().all())), None)
 
 
 def started(buffers: Sequence[Jacobian | None], rows: int) -> list[Jacobian]:

@@ -72,7 +72,7 @@ class ParameterEngine(OutputEngine):
             values,
             tasks,
             lambda: self._gramian(outputs, exact=True),
-            None if outputs.layers else self.jacobian.culprit,
+            lambda row: self.named(self.jacobian.broken(row), outputs.broken(row)),
             cross,
         )
         rows = self.jacobian.buffer
@@ -110,7 +110,7 @@ class ParameterEngine(OutputEngine):
     def _aggregate(self, balancer: JacobianAggregator, losses: Tensor, tasks: tuple[str, ...]) -> StepReport:
         rows = self.reduced(self.jacobian.buffer)
         norms = torch.linalg.vector_norm(rows, dim=1)
-        check_finite(torch.diag(norms.detach().cpu()), tasks, self.jacobian.culprit)
+        check_finite(torch.diag(norms.detach().cpu()), tasks, lambda row: self.named(self.jacobian.broken(row)))
         with torch.no_grad():
             direction = balancer.aggregate(rows, losses, tasks)
         if self.options.rescale_to != "none":

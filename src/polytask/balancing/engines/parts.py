@@ -14,7 +14,7 @@ from polytask.balancing.engines.ghost import Layer, OutputRows, linear_layers
 from polytask.balancing.engines.gradients import add_gradients, backward_penalty, gradients
 from polytask.balancing.engines.halves import cross_products
 from polytask.balancing.engines.heads import plain_tap
-from polytask.balancing.engines.jacobian import Jacobian, started
+from polytask.balancing.engines.jacobian import Jacobian, first_broken, started
 from polytask.balancing.engines.leaves import leaves_of
 from polytask.balancing.engines.outputs import OUTPUTS, OutputEngine
 from polytask.balancing.engines.rows import exact_products, products
@@ -59,7 +59,12 @@ class PartEngine(OutputEngine):
                 return self._from_outputs(alone, tasks, layers)
         gramian, values, cross = self._gramian(micro, tasks, alone, products, own=True)
         weights, found = self.decide(
-            gramian, values, tasks, lambda: self._gramian(micro, tasks, alone, exact_products)[0], cross=cross
+            gramian,
+            values,
+            tasks,
+            lambda: self._gramian(micro, tasks, alone, exact_products)[0],
+            None if alone is None else lambda row: self.named(self._broken(alone.tasks[tasks[row]])),
+            cross,
         )
         if alone is not None:
             self.weighted_backward(alone, tasks, weights, own=False)
@@ -76,9 +81,20 @@ class PartEngine(OutputEngine):
             grads = gradients(losses.tasks[task], [*outputs.outputs, *own], keep_graph=True)
             outputs.add(row, grads[: len(layers)])
             add_gradients(own, grads[len(layers) :])
-        weights, found = self.decide(outputs.gramian(), total.stack(tasks), tasks, lambda: outputs.gramian(exact=True))
+        weights, found = self.decide(
+            outputs.gramian(),
+            total.stack(tasks),
+            tasks,
+            lambda: outputs.gramian(exact=True),
+            lambda row: self.named(outputs.broken(row)),
+        )
         self._from_there(losses, tasks, weights, outputs)
         return found
+
+    def _broken(self, loss: Tensor) -> nn.Parameter | None:
+        """The first parameter of the parts for which a loss, whose graph is still there, has no finite gradient."""
+        owned = [p for part in self.parts for p in part]
+        return first_broken(owned, gradients(loss, owned, keep_graph=True))
 
     def _from_there(self, losses: Losses, tasks: tuple[str, ...], weights: Tensor, outputs: OutputRows) -> None:
         """The weighted backward: from the one layer's outputs if all of the tasks' paths lead through them."""

@@ -14,6 +14,9 @@ BLOCK = 1 << 22
 TOGETHER = 1 << 18
 """Entries of separate rows that are stacked at a time: a copy of all rows would take as much memory again."""
 
+SMALL = 1 << 17
+"""Up to so many entries all rows are stacked, and what is done with them takes a call or two."""
+
 
 PIECES, WIDE = 4, 1 << 10
 """A product of few rows and many columns is taken in so many pieces, if each has that many columns: a processor's
@@ -70,7 +73,7 @@ class Rows:
     @functools.cached_property
     def _small(self) -> Tensor | None:
         """A copy of all rows, ``[p, n]``, if it is small."""
-        if self.some.numel() > self._width:
+        if self.some.numel() * len(self.column) > SMALL:
             return None
         zeros = torch.zeros_like(self.some)
         return torch.stack([zeros if row is None else row for row in self.column]).view(len(self.column), -1)

@@ -140,7 +140,7 @@ def _on_support(parts: Conditioned, target: Array, radius: float, support: Mask)
         return None
     inverse = 1.0 / parts.norms[chosen]
     local = target[chosen]
-    _, both, info = dposv(parts.cosines[chosen[:, None], chosen], np.stack([inverse, local], axis=1))
+    _, both, info = dposv(parts.cosines.take(chosen, 0).take(chosen, 1), np.stack([inverse, local], axis=1))
     if info:
         return None
     ones, base = both[:, 0], both[:, 1]

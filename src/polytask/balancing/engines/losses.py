@@ -37,12 +37,6 @@ class LossEngine(BaseEngine):
         if weights is None and self.balancer.halves:
             self._look_ahead(micro, tasks)
         weights, values = self._one(micro[0], tasks, weights) if len(micro) == 1 else self._all(micro, tasks, weights)
-        if self._fresh and self.own is not None:
-            found = self.balancer.own_gradients(values, weights, tasks)
-            if found is None:
-                self.learn(self.balancer.objective(values, tasks))
-            else:
-                self.leave(found)
         by_task = dict(zip(tasks, weights.unbind(), strict=True))
         return StepReport(dict(zip(tasks, values.unbind(), strict=True)), by_task)
 
@@ -53,6 +47,8 @@ class LossEngine(BaseEngine):
         values = self.reduced(plain_values(losses, root, tasks))
         if weights is None:
             weights = self._weigh(values, tasks)
+        # Before the backward, while what made the weights is warm in the caches.
+        self._learn_own(values, weights, tasks)
         backward_weighted(losses, root, weights)
         return weights, values
 
@@ -70,7 +66,18 @@ class LossEngine(BaseEngine):
             total.add(losses)
             here = [place for place, task in enumerate(tasks) if task in losses.tasks]
             backward_weighted(losses, joined(losses.tasks, tasks), weights[here])
-        return weights, self.reduced(total.stack(tasks))
+        values = self.reduced(total.stack(tasks))
+        self._learn_own(values, weights, tasks)
+        return weights, values
+
+    def _learn_own(self, values: Tensor, weights: Tensor, tasks: tuple[str, ...]) -> None:
+        """Gradients of the method's own Parameters, where this step finds new weights."""
+        if self._fresh and self.own is not None:
+            found = self.balancer.own_gradients(values, weights, tasks)
+            if found is None:
+                self.learn(self.balancer.objective(values, tasks))
+            else:
+                self.leave(found)
 
     def _look_ahead(self, micro: Sequence[MicroBatch], tasks: tuple[str, ...]) -> None:
         """Let the method try the step, and step its own Parameters before it weighs."""

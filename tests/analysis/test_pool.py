@@ -85,7 +85,9 @@ def test_no_workers_and_nothing_to_wait_for(pool):
 
 def test_workers_end_when_the_parent_is_killed_and_on_ctrl_c(tmp_path):
     script = (
-        "import sys; sys.path.insert(0, {here!r})\n"
+        "import signal, sys; sys.path.insert(0, {here!r})\n"
+        # A shell's job in the background ignores Ctrl-C, and so would all that it starts.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from polytask.analysis.pool import Pool, Job\n"
         "with Pool(1, warm=False, context='jobs:context', context_arguments={{'folder': {folder!r}}}) as pool:\n"
         "    pool.run([Job('nap', 'jobs:sleeps', {{'seconds': 60}})])\n"

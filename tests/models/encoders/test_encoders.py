@@ -73,7 +73,7 @@ def test_bins_are_looked_up_where_nothing_is_trained(bins):
             module.weight[index, count:] = torch.nan  # what no column reads
     x = 2 * torch.randn(400, len(bins))
     x[:3] = torch.tensor(max(edges, key=len))[:3, None] if max(bins) > 1 else x[:3]  # on edges themselves
-    x[5], x[6], x[7] = -1e6, 1e6, torch.nan
+    x[5], x[6], x[7], x[8], x[9] = -1e6, 1e6, torch.nan, torch.inf, -torch.inf
     assert module.eval()._looks_up(x) is False  # with gradients
     multiplied, looked_up = outcomes(module, x)
     torch.testing.assert_close(looked_up, multiplied, rtol=1e-5, atol=1e-5, equal_nan=True)

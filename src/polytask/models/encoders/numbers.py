@@ -45,6 +45,7 @@ class PiecewiseLinear(nn.Module):
     column: Tensor
     place: Tensor
     first: Tensor
+    final: Tensor
     inner: Tensor
     slope: Tensor
     left: Tensor
@@ -82,14 +83,16 @@ class PiecewiseLinear(nn.Module):
         self.reset_parameters()
 
     def _prepare_search(self, order: Sequence[int]) -> None:
-        """Note where each column's bins begin, the edges between them, and whether rounding has left them apart."""
+        """Note where each column's bins begin and end, the edges between them, and whether rounding left them apart."""
         counts = [self._used[index] for index in order]
         place = torch.tensor([at for count in counts for at in range(count)], dtype=torch.int64)
         starts = dict(zip(order, itertools.accumulate(counts, initial=0), strict=False))
         first = torch.tensor([starts[index] for index in range(self.columns)], dtype=torch.int64)
         lefts = torch.full((self.columns, self.bins), torch.inf)
         lefts[self.column, place] = self.left
-        for name, values in (("place", place), ("first", first), ("inner", lefts[:, 1:].contiguous())):
+        final = first + torch.tensor(self._used) - 1
+        inner = lefts[:, 1:].contiguous()
+        for name, values in (("place", place), ("first", first), ("final", final), ("inner", inner)):
             self.register_buffer(name, values, persistent=False)
         # Between two infinite ones, which are no edges, the difference is NaN.
         self._apart = not bool((lefts.diff(dim=1) <= 0).any())
@@ -133,7 +136,9 @@ class PiecewiseLinear(nn.Module):
         exact = self.weight.double()
         lower = (exact.cumsum(1) - exact + self.bias).float()
         table = torch.cat([lower, self.weight], 2)[self.column, self.place]
-        bins = torch.searchsorted(self.inner, numbers.T.contiguous(), right=True).T.add(self.first).flatten()
+        found = torch.searchsorted(self.inner, numbers.T.contiguous(), right=True).T.add(self.first)
+        # Infinity and NaN are sorted behind the infinite edges that fill up columns of fewer bins.
+        bins = torch.minimum(found, self.final).flatten()
         share = (numbers.flatten() - self.left[bins]).mul_(self.slope[bins])
         below, own = table.index_select(0, bins).tensor_split(2, 1)
         return torch.addcmul(below, share[:, None], own).relu_().view(-1, self.out_features)

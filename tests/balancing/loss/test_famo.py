@@ -107,3 +107,13 @@ def test_errors():
 
 def test_one_task():
     assert ready(FAMO(), ["a"]).weigh(torch.tensor([5.0]), ["a"]).tolist() == [1.0]
+
+
+def test_a_solved_task_whose_loss_then_overflows_leaves_the_others_alone():
+    method = FAMO()
+    method.setup(["a", "b", "c"])
+    method.weigh(torch.tensor([1.0, 2.0, 0.0]), ["a", "b", "c"])
+    method.after_step(lambda: {"a": torch.tensor(0.5), "b": torch.tensor(2.0), "c": torch.tensor(torch.inf)})
+    assert bool(method.logits.isfinite().all())
+    assert float(method.logits[1]) > float(method.logits[0])
+    assert float(method.logits[2]) == 0.0

@@ -128,7 +128,7 @@ class FAMO(NonNegativeWeighting):
         losses = torch.stack([again[task] for task in tasks]).to(before)
         after, still = safe_log(losses - present(self, self.bounds, tasks, losses))
         both = alive & still
-        self._step(tasks, (before - after) * both, both)
+        self._step(tasks, torch.where(both, before - after, 0.0), both)
 
     def _step(self, tasks: Sequence[str], decrease: Tensor, mask: Tensor) -> None:
         logits = present(self, self.logits, tasks, decrease)

@@ -13,9 +13,17 @@ from polytask.training.state import load_state
 
 SCRIPT = textwrap.dedent(
     """
+    import atexit
+    import os
     import sys
     from pathlib import Path
     import torch
+
+    def note():
+        Path(sys.argv[1], f"grouped at exit {os.environ['RANK']}").write_text(str(torch.distributed.is_initialized()))
+
+    if "RANK" in os.environ:
+        atexit.register(note)  # the first to register is the last to run
     import polytask as pt
     from polytask.data.source import TensorSource
     from polytask.training.fit import train
@@ -57,6 +65,9 @@ def run(folder: Path, processes: int, balancer: object, accumulate: int = 1, str
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    # A process that still has the group's threads when Python ends may abort after all its work is done.
+    grouped = [path.read_text() for path in folder.glob("grouped at exit *")]
+    assert grouped == ([] if processes == 1 else ["False"] * processes)
     return load_state(folder / "checkpoints" / "last.safetensors")
 
 

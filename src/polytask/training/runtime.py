@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -62,6 +63,8 @@ class Runtime:
                 precision="bf16-mixed" if self._mixed else "32-true",
             )
             if self.world > 1:
+                if not dist.is_initialized():
+                    atexit.register(_leave)
                 self._fabric.launch()
         self.device, self.rank = self._fabric.device, self._fabric.global_rank
 
@@ -135,6 +138,16 @@ class Runtime:
         """Wait for all processes."""
         if self.world > 1:
             dist.barrier()
+
+
+def _leave() -> None:
+    """End the process group's threads while Python still runs.
+
+    Gloo's threads let go of tensors, for which they need the interpreter. One that is late, on a busy machine,
+    would find it gone, and the process would abort after all its work is done.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _buckets(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:

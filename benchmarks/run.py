@@ -61,7 +61,8 @@ def of_steps(found: dict[str, Any]) -> Iterator[Line]:
         for label, peak in row["peak_bytes"].items():
             if label == "plain":
                 continue
-            yield Line("steps", f"{where}{label} / plain", times[label] / times["plain"], row["bars"].get(label))
+            plain = row["against"].get(label, "plain")
+            yield Line("steps", f"{where}{label} / {plain}", times[label] / times[plain], row["bars"].get(label))
             if label in row["peak_bar"]:
                 yield Line("steps", f"{where}{label}, peak MB", peak / 1e6, row["peak_bar"][label] / 1e6)
         # Reads make the host wait on an accelerator only.

@@ -25,6 +25,7 @@ from costs import peak_bytes, reads
 from torch import Tensor, nn
 
 from polytask import balancing as B
+from polytask.fused import fused_linear
 
 
 class Residual(nn.Module):
@@ -80,14 +81,24 @@ class Toy(nn.Module):
         return list(self.heads[task].parameters())
 
 
-def micro_batch(model: Toy, x: Tensor, y: Tensor) -> B.MicroBatch:
-    tasks = tuple(model.heads)
+FUSED = ", fused heads"
+AGAINST = {"features" + FUSED: "plain" + FUSED}
+"""The plain step of the same model, where it is not ``plain``."""
+
+
+def apart(features: list[Tensor], layers: list[nn.Linear]) -> list[Tensor]:
+    return [layer(z) for z, layer in zip(features, layers, strict=True)]
+
+
+def micro_batch(model: Toy, x: Tensor, y: Tensor, run: Callable[..., list[Tensor]] = apart) -> B.MicroBatch:
+    tasks, layers = tuple(model.heads), list(model.heads.values())
 
     def forward(tap: Any) -> B.Losses:
         features = tap({"z": model.trunk(x)})
         losses = {}
-        for k, task in enumerate(tasks):
-            out = model.heads[task](features[task]["z"]).squeeze(-1)
+        outs = run([features[task]["z"] for task in tasks], layers)
+        for k, (task, out) in enumerate(zip(tasks, outs, strict=True)):
+            out = out.squeeze(-1)
             losses[task] = (out.flatten(1).mean(1) if out.dim() > 1 else out).sub(y[:, k]).square().mean()
         return B.Losses(losses)
 
@@ -96,7 +107,7 @@ def micro_batch(model: Toy, x: Tensor, y: Tensor) -> B.MicroBatch:
 
 def variants(model: Toy, x: Tensor, y: Tensor, with_peers: bool) -> dict[str, Callable[[], object]]:
     tasks = list(model.heads)
-    micro = [micro_batch(model, x, y)]
+    micro, fused = [micro_batch(model, x, y)], [micro_batch(model, x, y, fused_linear)]
     settings: dict[str, tuple[str, dict[str, Any]]] = {
         "uncertainty": ("uncertainty", {}),
         "famo": ("famo", {}),
@@ -106,20 +117,22 @@ def variants(model: Toy, x: Tensor, y: Tensor, with_peers: bool) -> dict[str, Ca
         "parameters, every 10": ("mgda", {"every": 10}),
     }
 
-    def plain() -> None:
-        losses = micro[0].forward(lambda f: dict.fromkeys(tasks, f)).tasks
+    def plain(batch: B.MicroBatch) -> None:
+        losses = batch.forward(lambda f: dict.fromkeys(tasks, f)).tasks
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
 
-    def stepping(runner: Any) -> Callable[[], object]:
+    def stepping(runner: Any, micro: list[B.MicroBatch] = micro) -> Callable[[], object]:
         def step() -> None:
             runner.backward(micro)
             runner.after_step(micro)
 
         return step
 
-    made: dict[str, Callable[[], object]] = {"plain": plain}
+    made: dict[str, Callable[[], object]] = {"plain": lambda: plain(micro[0])}
     for label, (name, options) in settings.items():
         made[label] = stepping(B.engine(B.build(name, tasks=tasks), model, **options))
+    made["plain" + FUSED] = lambda: plain(fused[0])
+    made["features" + FUSED] = stepping(B.engine(B.build("mgda", tasks=tasks), model, at="features"), fused)
     return made | (peers.steps(model.trunk, micro[0]) if with_peers else {})
 
 
@@ -135,11 +148,13 @@ def parts(model: Toy, x: Tensor, micro: B.MicroBatch) -> dict[str, Callable[[], 
 
 
 def bars(name: str, count: int, times: dict[str, float]) -> dict[str, float]:
-    """The most that each variant may cost, as a ratio to the plain step."""
+    """The most that each variant may cost, as a ratio to the plain step of the same model."""
     at_features = {"resnet": {2: 1.05, 8: 1.05, 40: 1.05}, "transformer": {2: 1.08, 8: 1.08, 40: 1.30}}
     at_features["mlp"] = {2: 1.15, 8: 1.22, 40: 1.8}
     found = {"uncertainty": 1.02, "famo": 1.40, "features": at_features[name][count]}
     found["parameters"] = 1.05 * (times["forward"] + count * times["trunk backward"]) / times["plain"]
+    if count >= 8:
+        found["features" + FUSED] = min(1.5, found["features"])
     return found | ({"last": 1.5} if count == 8 else {})
 
 
@@ -189,7 +204,7 @@ def case(name: str, count: int, given: argparse.Namespace) -> dict[str, Any]:
     memory, waits = costs(made, model)
     with torch.no_grad():
         rows = 4 * count * model.trunk(x).numel()
-    row = {"model": name, "tasks": count, "milliseconds": times, "bars": bars(name, count, times)}
+    row = {"model": name, "tasks": count, "milliseconds": times, "against": AGAINST, "bars": bars(name, count, times)}
     return row | {"peak_bytes": memory, "peak_bar": {"features": 1.1 * memory["plain"] + rows}, "reads": waits}
 
 
@@ -211,7 +226,8 @@ def main() -> None:
             for label in row["peak_bytes"]:
                 bar = f"{row['bars'][label]:6.2f}" if label in row["bars"] else "     -"
                 mega = row["peak_bytes"][label] / 1e6
-                print(f"  {label:22s} {found[label] / found['plain']:6.2f} {bar} {mega:9.1f} {row['reads'][label]:5d}")
+                ratio = found[label] / found[AGAINST.get(label, "plain")]
+                print(f"  {label:23s} {ratio:6.2f} {bar} {mega:9.1f} {row['reads'][label]:5d}")
     if options.out:
         options.out.write_text(
             json.dumps({"threads": torch.get_num_threads(), "device": options.device, "rows": rows}, indent=2) + "\n"

@@ -29,6 +29,7 @@ LAYERS = [
     ["catalogue"],
     ["expressions"],
     ["files"],
+    ["fused"],
     ["errors"],
 ]
 HEIGHT = {name: -level for level, names in enumerate(LAYERS) for name in names}
@@ -84,7 +85,7 @@ def test_imports_go_down(path):
 
 
 def test_balancing_knows_no_model_task_or_trainer():
-    allowed = {"balancing", "registry", "errors"}
+    allowed = {"balancing", "registry", "fused", "errors"}
     for path in (SOURCE / "balancing").rglob("*.py"):
         others = {m for m in imported(path) if place(m) not in allowed and place(m) in HEIGHT}
         assert not others, f"{name_of(path)} imports {others}"
@@ -93,6 +94,12 @@ def test_balancing_knows_no_model_task_or_trainer():
 def test_the_mathematics_is_a_leaf():
     for path in (SOURCE / "balancing" / "functional").rglob("*.py"):
         others = {m for m in imported(path) if not m.startswith(("polytask.balancing.functional", "polytask.errors"))}
+        assert not others, f"{name_of(path)} imports {others}"
+
+
+def test_fused_layers_are_a_leaf():
+    for path in (SOURCE / "fused").rglob("*.py"):
+        others = {m for m in imported(path) if place(m) not in {"fused", "errors"} and place(m) in HEIGHT}
         assert not others, f"{name_of(path)} imports {others}"
 
 

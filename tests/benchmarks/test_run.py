@@ -58,14 +58,16 @@ def test_steps_have_host_syncs_on_a_device_only(bench):
     row = {
         "model": "mlp",
         "tasks": 2,
-        "milliseconds": {"plain": 2.0, "features": 3.0, "last": 4.0, "parameters": 5.0},
-        "bars": {"features": 1.15},
-        "peak_bytes": {"plain": 10, "features": 2_000_000, "last": 1, "parameters": 1},
+        "milliseconds": {"plain": 2, "features": 3, "last": 4, "parameters": 5, "fused": 2.2, "plain fused": 2},
+        "against": {"fused": "plain fused"},
+        "bars": {"features": 1.15, "fused": 1.15},
+        "peak_bytes": {"plain": 10, "features": 2_000_000, "last": 1, "parameters": 1, "fused": 1},
         "peak_bar": {"features": 3_000_000.0},
         "reads": {"features": 2, "last": 1, "parameters": 1},
     }
     lines = {line.what: line for line in bench.of_steps({"device": "cpu", "rows": [row]})}
     assert lines["mlp, m=2: features / plain"].met is False
+    assert lines["mlp, m=2: fused / plain fused"].met is True
     assert lines["mlp, m=2: features, peak MB"].met is True
     assert not any("syncs" in what for what in lines)
     lines = {line.what: line for line in bench.of_steps({"device": "cuda", "rows": [row]})}

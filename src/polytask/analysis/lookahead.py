@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polytask.balancing.engines.heads import plain_tap
+from polytask.balancing.engines.heads import forward_for_each, plain_tap
 from polytask.balancing.engines.replay import Replay
 from polytask.balancing.types import Engine, MicroBatch
 from polytask.data.mixing import Part
@@ -165,7 +165,7 @@ def _gradients(
     rows = [torch.zeros(size, device=shared[0].device) for _ in tasks]
     losses = torch.full((len(tasks),), math.nan, dtype=torch.float64)
     for batch in micro:
-        found = batch.forward(plain_tap).tasks
+        found = forward_for_each(batch).tasks
         for at, task in enumerate(tasks):
             if task not in found:
                 continue

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from polytask.data.batch import map_tensors
 from polytask.data.schema import TableSchema
 from polytask.errors import RecipeError, listed, unknown
-from polytask.models.heads import TaskHead, TaskNetwork, make_head, run_head, same_layers
+from polytask.models.heads import TaskHead, TaskNetwork, make_head, run_heads, same_layers
 from polytask.sharing.base import NeedsExample, Sharing, Tap, identity
 from polytask.sharing.layers import per_task, task_key
 from polytask.tasks.task import Task
@@ -271,7 +271,7 @@ def _outputs(
     """Raw outputs of ``names``, by all heads that these are made of."""
     needed = tuple(dict.fromkeys((*names, *(other for name in names for other in sharing.reads(name)))))
     features = sharing(inputs, needed, tap)
-    raw = {name: run_head(heads[task_key(name)], features[name], inputs) for name in needed}
+    raw = run_heads({name: heads[task_key(name)] for name in needed}, features, inputs)
     return sharing.outputs(raw, names)
 
 

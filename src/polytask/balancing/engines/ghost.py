@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from polytask.balancing.engines.jacobian import add_gradient, first_broken
 from polytask.balancing.engines.rows import is_rounded
+from polytask.fused import is_hooked
 
 PARTS = 4
 """Of a layer's rows, in ``half_products``; more were slower."""
@@ -50,8 +51,7 @@ class Layer:
     def is_plain(self) -> bool:
         """Whether it is trained, ran once, unhooked, and nothing was written over its inputs and outputs since."""
         module, tensors = self.module, [self.module.weight, self.module.bias, *self.outputs]
-        hooks = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks]
-        hooked = any(hooks) or any(t is not None and t._backward_hooks for t in tensors)
+        hooked = is_hooked(module) or any(t is not None and t._backward_hooks for t in tensors)
         now = [(a._version, z._version) for a, z in zip(self.inputs, self.outputs, strict=True)]
         once = self.is_usual and len(now) == 1 and module.weight.requires_grad
         return once and not hooked and now == self.versions and self.outputs[0].requires_grad

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from polytask.balancing.base import Balancer, GramianWeighting
 from polytask.balancing.engines.core import BaseEngine, Options
-from polytask.balancing.engines.heads import plain_tap
+from polytask.balancing.engines.heads import forward_for_each, plain_tap
 from polytask.balancing.engines.host import (
     check_finite,
     lost_digits,
@@ -135,7 +135,7 @@ class GradientEngine(BaseEngine):
         """Forwards and backwards with weights that are known; returns the losses ``[p]``."""
         total = Sums()
         for batch in micro:
-            losses = self.check_losses(batch, batch.forward(plain_tap))
+            losses = self.check_losses(batch, forward_for_each(batch))
             total.add(losses)
             self.weighted_backward(losses, tasks, weights, own)
         return self.reduced(total.stack(tasks))

@@ -9,11 +9,18 @@ import torch
 from torch import Tensor
 
 from polytask.balancing.types import Losses, MicroBatch
+from polytask.fused import one_by_one
 
 
 def plain_tap(features: dict[str, Tensor]) -> Mapping[str, Mapping[str, Tensor]]:
     """The tap that changes nothing: every task reads the features themselves."""
     return defaultdict(lambda: features)
+
+
+def forward_for_each(batch: MicroBatch) -> Losses:
+    """Losses that will each have a backward of their own."""
+    with one_by_one():
+        return batch.forward(plain_tap)
 
 
 def heads_only(batch: MicroBatch) -> tuple[Losses, dict[str, Tensor]]:
@@ -27,7 +34,7 @@ def heads_only(batch: MicroBatch) -> tuple[Losses, dict[str, Tensor]]:
         # Copies, because a head may begin with an operation in place, which a leaf does not allow.
         return plain_tap({key: leaf.clone() for key, leaf in leaves.items()})
 
-    with torch.no_grad():
+    with torch.no_grad(), one_by_one():
         losses = batch.forward(tap)
     return losses, leaves
 

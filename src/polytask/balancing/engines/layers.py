@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from polytask.balancing.engines.heads import plain_tap
+from polytask.balancing.engines.heads import forward_for_each
 from polytask.balancing.engines.rows import exact_products
 from polytask.balancing.types import MicroBatch, Reduce
 
@@ -66,7 +66,7 @@ def layer_products(batch: MicroBatch, layers: Layers, tasks: Sequence[str], redu
         ``[p, p]`` for each layer, float64, on the CPU.
     """
     with torch.enable_grad():
-        losses = batch.forward(plain_tap).tasks
+        losses = forward_for_each(batch).tasks
     parameters = [p for of in layers.values() for p in of]
     rows = [_row(losses[task], parameters) for task in tasks]
     stack = reduce(torch.stack(rows))

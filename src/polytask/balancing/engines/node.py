@@ -60,6 +60,7 @@ class _BalanceNode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, link: Link, *features: Tensor) -> tuple[Tensor, ...]:
         ctx.link = link
+        ctx.takes_products = True
         # Without this, an alias that no loss reaches would come back as a row of zeros.
         ctx.set_materialize_grads(False)
         return tuple(z.view_as(z) for _ in link.tasks for z in features)

@@ -11,7 +11,7 @@ from polytask.balancing.base import Balancer
 from polytask.balancing.engines.core import Options
 from polytask.balancing.engines.ghost import Layer, OutputRows, recorded, used_once
 from polytask.balancing.engines.gradients import GradientEngine
-from polytask.balancing.engines.heads import plain_tap
+from polytask.balancing.engines.heads import forward_for_each
 from polytask.balancing.types import Losses, MicroBatch, Parameters
 
 OUTPUTS = ", of linear layers from the gradients of their outputs where that takes fewer multiplications"
@@ -35,7 +35,7 @@ class OutputEngine(GradientEngine):
             summed: Whether the weighted sum of the layers' gradients is wanted from there as well.
         """
         with recorded(self._linear) as layers:
-            losses = self.check_losses(batch, batch.forward(plain_tap))
+            losses = self.check_losses(batch, forward_for_each(batch))
         able = [layer for layer in layers if layer.is_plain() and layer.pays(len(batch.tasks), summed)]
         if able:
             # In every step: which tasks are there and what the model does may change.

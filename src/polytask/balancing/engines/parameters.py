@@ -13,7 +13,7 @@ from polytask.balancing.engines.core import Options
 from polytask.balancing.engines.ghost import OutputRows, linear_layers
 from polytask.balancing.engines.gradients import GradientEngine, add_gradients, backward_penalty, gradients, report
 from polytask.balancing.engines.halves import cross_products
-from polytask.balancing.engines.heads import plain_tap
+from polytask.balancing.engines.heads import forward_for_each
 from polytask.balancing.engines.host import check_finite
 from polytask.balancing.engines.jacobian import Jacobian, blocks_of, started
 from polytask.balancing.engines.outputs import OUTPUTS, OutputEngine
@@ -55,7 +55,7 @@ class ParameterEngine(OutputEngine):
         self._leave_out(outputs)
         total, buffers = Sums(), started([self.jacobian, self._second], len(tasks))
         for batch in micro:
-            losses = self.check_losses(batch, batch.forward(plain_tap)) if alone is None else alone[0]
+            losses = self.check_losses(batch, forward_for_each(batch)) if alone is None else alone[0]
             total.add(losses)
             self._write_rows(losses, tasks, buffers[: 1 + batch.half], outputs)
             backward_penalty(losses)

@@ -13,7 +13,7 @@ from polytask.balancing.engines.core import Options
 from polytask.balancing.engines.ghost import Layer, OutputRows, linear_layers
 from polytask.balancing.engines.gradients import add_gradients, backward_penalty, gradients
 from polytask.balancing.engines.halves import cross_products
-from polytask.balancing.engines.heads import plain_tap
+from polytask.balancing.engines.heads import forward_for_each
 from polytask.balancing.engines.jacobian import Jacobian, first_broken, started
 from polytask.balancing.engines.leaves import leaves_of
 from polytask.balancing.engines.outputs import OUTPUTS, OutputEngine
@@ -127,7 +127,7 @@ class PartEngine(OutputEngine):
             buffers = started([jacobian, Jacobian(part) if self.balancer.halves else None], len(tasks))
             with self.replay.peek():
                 for batch in micro:
-                    losses = alone or self.check_losses(batch, batch.forward(plain_tap))
+                    losses = alone or self.check_losses(batch, forward_for_each(batch))
                     total.add(losses)
                     for task in tasks:
                         if task in losses.tasks:

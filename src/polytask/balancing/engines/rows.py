@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from polytask.fused import ProductRow, common_products
+
 BLOCK = 1 << 22
 """Columns that are looked at together where a copy is needed: bounds the extra memory."""
 
@@ -66,6 +68,10 @@ class Rows:
     """
 
     def __init__(self, column: Sequence[Tensor | None]):
+        together = common_products(column)
+        self._products = together if together is not None and together[0].pays(len(column)) else None
+        if self._products is None:
+            column = [row.formed() if isinstance(row, ProductRow) else row for row in column]
         self.column = column
         self.some = next(row for row in column if row is not None)
         self._width = max(1, TOGETHER // len(column))
@@ -92,12 +98,20 @@ class Rows:
         Args:
             form: ``products`` or ``exact_products``.
         """
+        if self._products is not None:
+            factors, positions = self._products
+            # As of any other rows: another process may have fewer rows, which it forms, and the two are added.
+            wide = form is exact_products or is_rounded(self.some) or self.some.dtype == torch.float64
+            return factors.gramian(positions).to(torch.float64 if wide else torch.float32)
         if self._small is not None:
             return form(self._small)
         return functools.reduce(Tensor.add_, map(form, self._blocks()))
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """Their weighted sum in their own shape and dtype; ``weights`` is ``[p]``."""
+        if self._products is not None:
+            factors, positions = self._products
+            return factors.weighted_sum(positions, weights)
         dtype = torch.promote_types(self.some.dtype, torch.float32)
         if self._small is not None:
             # Not a product of matrices, which autocast would round.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from polytask.errors import RecipeError, unknown
-from polytask.models.heads.base import TaskHead, TaskNetwork, run_head, same_layers
+from polytask.models.heads.base import TaskHead, TaskNetwork, run_head, run_heads, same_layers
 from polytask.models.heads.maps import MapHead
 from polytask.models.heads.tokens import ChainHead, TokenHead
 from polytask.models.heads.vector import Head
@@ -39,5 +39,6 @@ __all__ = [
     "TokenHead",
     "make_head",
     "run_head",
+    "run_heads",
     "same_layers",
 ]

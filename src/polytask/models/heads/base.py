@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from polytask.fused import fused_linear, is_hooked
 from polytask.tasks.task import HeadSpec
+
+FEWEST_FUSED = 8
+"""Linear heads that run as one product: of fewer the time is hardly felt, and each rounds as it does alone."""
 
 
 class TaskHead(nn.Module, ABC):
@@ -30,6 +33,15 @@ class TaskHead(nn.Module, ABC):
         super().__init__()
         self.spec = spec
 
+    @property
+    def affine(self) -> nn.Linear | None:
+        """The one layer that the head is, before ``finished``; None if it is more than that."""
+        return None
+
+    def finished(self, raw: Tensor) -> Tensor:
+        """Raw outputs of the head from those of ``affine``."""
+        return raw
+
     @abstractmethod
     def forward(self, features: Tensor, inputs: Any = None) -> Tensor:
         """Raw outputs, rows first."""
@@ -42,6 +54,25 @@ class TaskHead(nn.Module, ABC):
 def run_head(head: nn.Module, features: Tensor, inputs: Any) -> Tensor:
     """A head's raw outputs; the inputs reach only those that read them."""
     return head(features, inputs) if getattr(head, "reads_inputs", False) else head(features)  # type: ignore[no-any-return]
+
+
+def run_heads(heads: Mapping[str, nn.Module], features: Mapping[str, Tensor], inputs: Any) -> dict[str, Tensor]:
+    """Raw outputs by task; while a model is trained, eight linear heads and more of the same features run as one.
+
+    Args:
+        heads: By task.
+        features: Of every one of these tasks.
+        inputs: The model's.
+    """
+    linear: dict[str, tuple[TaskHead, nn.Linear]] = {}
+    for task, head in heads.items():
+        if isinstance(head, TaskHead) and head.affine is not None and not is_hooked(head):
+            linear[task] = head, head.affine
+    if len(linear) < FEWEST_FUSED:
+        return {task: run_head(head, features[task], inputs) for task, head in heads.items()}
+    made = fused_linear([features[task] for task in linear], [layer for _, layer in linear.values()])
+    found = {task: head.finished(raw) for (task, (head, _)), raw in zip(linear.items(), made, strict=True)}
+    return {task: found[task] if task in found else run_head(heads[task], features[task], inputs) for task in heads}
 
 
 class TaskNetwork(nn.Module):
@@ -64,12 +95,3 @@ class TaskNetwork(nn.Module):
 def same_layers(first: HeadSpec, second: HeadSpec) -> bool:
     """Whether heads of two specs have the same layers, so that one can take the other's place."""
     return replace(first, shift=0.0, scale=1.0) == replace(second, shift=0.0, scale=1.0)
-
-
-def full_precision(layer: nn.Linear, hidden: Tensor) -> Tensor:
-    """An affine map in float32 at least, under autocast as well."""
-    if torch.is_autocast_enabled(hidden.device.type):
-        with torch.autocast(hidden.device.type, enabled=False):
-            return full_precision(layer, hidden)
-    raw = functional.linear(hidden.to(layer.weight.dtype), layer.weight, layer.bias)
-    return raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw

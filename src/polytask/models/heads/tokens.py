@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from polytask.data.ragged import present_words
 from polytask.errors import ShapeError
-from polytask.models.heads.base import TaskHead, full_precision
+from polytask.fused import full_precision
+from polytask.models.heads.base import TaskHead
 from polytask.sharing.layers import ANY, dense_stages
 from polytask.tasks.crf import EXTRA, with_transitions
 from polytask.tasks.task import HeadSpec

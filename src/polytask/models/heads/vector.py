@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from polytask.errors import ShapeError
-from polytask.models.heads.base import TaskHead, full_precision
+from polytask.fused import full_precision
+from polytask.models.heads.base import TaskHead
 from polytask.sharing.layers import dense_stages, vector_from
 from polytask.tasks.task import HeadSpec
 
@@ -56,7 +57,15 @@ class Head(TaskHead):
 
     def forward(self, features: Tensor, inputs: Any = None) -> Tensor:
         """Raw outputs ``[rows, outputs]``, or ``[rows]`` if ``outputs`` is None."""
-        raw = full_precision(self.output, self.layers(features))
+        return self.finished(full_precision(self.output, self.layers(features)))
+
+    @property
+    def affine(self) -> nn.Linear | None:
+        """The affine map, if there are no private layers, nor a mean over positions."""
+        return self.output if type(self) is Head and not len(self.layers) else None
+
+    def finished(self, raw: Tensor) -> Tensor:
+        """Scaled, shifted, and without the last dimension if ``outputs`` is None."""
         if self.scale is not None:
             raw = raw * self.scale
         if self.shift is not None:

@@ -8,7 +8,7 @@ from torch.autograd import gradgradcheck
 from polytask import balancing as B
 from polytask import fused
 from polytask.balancing.engines.rows import Rows, exact_products, products
-from polytask.errors import ShapeError
+from polytask.errors import RecipeError, ShapeError
 from polytask.fused import fused_linear
 
 WIDTHS = [1, 3, 1, 2]
@@ -75,6 +75,54 @@ def test_outputs_and_gradients_are_those_of_separate_layers(rows, alias, present
         sum(losses[task] for task in present).backward()
         found.append([*(out.detach() for out in outs), *case.grads()])
     assert_equal(*found)
+
+
+def pooled_one_by_one(features, layers, pool):
+    read = {"mean": lambda z: z.mean((2, 3)), "first": lambda z: z[:, 0]}[pool]
+    return [layer(read(z)) for z, layer in zip(features, layers, strict=True)]
+
+
+SHAPES = {"mean": (9, 6, 2, 3), "first": (9, 4, 6)}
+
+
+@pytest.mark.parametrize("pool", SHAPES)
+@pytest.mark.parametrize("alias", ["itself", "views", "node"])
+@pytest.mark.parametrize("present", [TASKS, TASKS[2:3]], ids=["all", "one"])
+def test_pooled_features(pool, alias, present):
+    case = Case(d=6)
+    start = torch.randn(SHAPES[pool], dtype=torch.float64)
+    found = []
+    for run in (fused_linear, pooled_one_by_one):
+        node = B.Node(B.build("mgda", tasks=TASKS), tasks=TASKS)
+        x = start.clone().requires_grad_()
+        z = x * 1.0
+        handed = {"itself": dict.fromkeys(TASKS, z), "views": {t: z.view_as(z) for t in TASKS}}.get(alias) or node(z)
+        outs = run([handed[task] for task in TASKS], case.layers, pool)
+        losses = {
+            task: (out.sin() * (k + 1)).square().mean() for k, (task, out) in enumerate(zip(TASKS, outs, strict=True))
+        }
+        losses = {task: losses[task] for task in present}
+        if alias == "node":
+            node.backward(losses)
+        else:
+            sum(losses.values()).backward()
+        found.append([x.grad, *(out.detach() for out in outs), *case.grads()])
+    assert_equal(*found, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("pool", SHAPES)
+def test_a_gradient_of_the_gradient_of_pooled_features(pool):
+    case = Case(d=6)
+    z = torch.randn(SHAPES[pool], dtype=torch.float64, requires_grad=True)
+    assert gradgradcheck(lambda z: tuple(fused_linear([z] * len(TASKS), case.layers, pool)), (z,))
+
+
+def test_no_gradient_of_features_that_need_none():
+    case = Case()
+    z = case.trunk(case.x).detach()
+    outs = fused_linear([z] * len(TASKS), case.layers)
+    sum(out.sum() for out in outs).backward()
+    assert case.layers[0].bias.grad.tolist() == [7.0]
 
 
 @pytest.mark.parametrize("method", ["mgda", "cagrad", "pcgrad", "nash_mtl", "graddrop", "upgrad"])
@@ -294,6 +342,10 @@ def test_layers_that_do_not_fit_are_named():
         fused_linear([z, z], case.layers)
     with pytest.raises(ShapeError, match="Layer 1 reads 5 features"):
         fused_linear([z, z[:, :3]], case.layers[:2])
+    with pytest.raises(ShapeError, match=r"Layer 0 reads 5 features; it was given \[7, 5\]"):
+        fused_linear([z, z], case.layers[:2], "mean")
+    with pytest.raises(RecipeError, match="none"):
+        fused_linear([z, z], case.layers[:2], "nome")
 
 
 def test_a_printed_row_shows_its_numbers():

@@ -90,6 +90,24 @@ def test_heads_run_one_by_one_where_each_loss_has_its_own_backward(calls, at):
     assert calls == [9]
 
 
+def test_heads_that_pool_maps_are_fused_too(calls, monkeypatch):
+    x = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for fewest in (base.FEWEST_FUSED, 100):
+        monkeypatch.setattr(base, "FEWEST_FUSED", fewest)
+        torch.manual_seed(0)
+        made = MultiTaskModel(Hard(nn.Conv2d(3, 16, 3)), TASKS, example=x[:2])
+
+        def forward(tap, made=made):
+            outs = made(x, NAMES, tap=tap)
+            return Losses({name: out.sin().square().mean() for name, out in outs.items()})
+
+        B.engine(B.build("mgda", tasks=NAMES), made, at="features").backward([MicroBatch(tuple(NAMES), forward)])
+        found.append(grads(made))
+    assert calls == [9]
+    assert_equal(*found)
+
+
 def test_few_heads_and_answers_are_computed_one_by_one(calls):
     made = model()
     losses(made, names=NAMES[:7])

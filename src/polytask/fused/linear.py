@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polytask.errors import ShapeError
+from polytask.errors import RecipeError, ShapeError, unknown
+from polytask.fused.pool import POOLS, Pool
 from polytask.fused.products import ProductRow, Products
 
 _ONE_BY_ONE: ContextVar[bool] = ContextVar("one_by_one", default=False)
 
 
-def fused_linear(features: Sequence[Tensor], layers: Sequence[nn.Linear]) -> list[Tensor]:
+def fused_linear(features: Sequence[Tensor], layers: Sequence[nn.Linear], pool: str = "none") -> list[Tensor]:
     """What each linear layer makes of its own alias of the same features, all in one matrix product.
 
     The same as ``[layer(z) for z, layer in zip(features, layers)]`` up to rounding, in less time where there are many
@@ -29,37 +30,48 @@ def fused_linear(features: Sequence[Tensor], layers: Sequence[nn.Linear]) -> lis
     where an engine takes every task's gradient by itself (``at: parameters``, ``at: last``).
 
     Args:
-        features: One tensor ``[..., d]`` a layer: the features themselves each time, or aliases of them.
+        features: One tensor a layer: the features themselves each time, or aliases of them.
         layers: Of any number of outputs.
+        pool: What comes before the layers: ``"none"`` for features ``[..., d]``; ``"mean"`` takes the mean over the
+            positions of maps ``[rows, d, ...]``, and ``"first"`` the first position of texts ``[rows, positions, d]``.
 
     Returns:
-        One tensor ``[..., outputs]`` a layer, in the weights' dtype, or float32 if that is lower: under autocast,
-        too.
+        One tensor a layer, ``[..., outputs]``, or ``[rows, outputs]`` where features are pooled: in the weights' dtype,
+        or float32 if that is lower, under autocast, too.
 
     Raises:
         ShapeError: if there are not as many features as layers, or features and layers do not fit.
+        RecipeError: for another pool.
 
     Example:
         >>> z, layers = torch.ones(5, 3), [nn.Linear(3, 1), nn.Linear(3, 2)]
         >>> [tuple(out.shape) for out in fused_linear([z, z], layers)]
         [(5, 1), (5, 2)]
     """
-    if len(features) != len(layers):
-        raise ShapeError(
-            f"There are {len(layers)} layers and {len(features)} features. Give one tensor for each layer."
-        )
-    for number, (z, layer) in enumerate(zip(features, layers, strict=True)):
-        if z.shape[-1] != layer.in_features:
-            raise ShapeError(f"Layer {number} reads {layer.in_features} features; it was given {list(z.shape)}.")
+    if pool not in POOLS:
+        raise RecipeError(unknown("pool", pool, POOLS))
+    reader = POOLS[pool]
+    _check_shapes(features, layers, reader)
     if not _can_fuse(features, layers):
-        return [full_precision(layer, z) for z, layer in zip(features, layers, strict=True)]
-    lead = features[0].shape[:-1]
+        return [
+            full_precision(layer, z if pool == "none" else reader.read(z))
+            for z, layer in zip(features, layers, strict=True)
+        ]
+    lead = features[0].shape[:-1] if pool == "none" else features[0].shape[:1]
     given = features[:1] if all(z is features[0] for z in features) else features
     biased = tuple(layer.bias is not None for layer in layers)
-    plan = _Plan(len(given), tuple(layer.out_features for layer in layers), biased)
+    plan = _Plan(len(given), tuple(layer.out_features for layer in layers), biased, reader)
     biases = [layer.bias for layer in layers if layer.bias is not None]
     outs = _Fused.apply(plan, *given, *(layer.weight for layer in layers), *biases)  # type: ignore[no-untyped-call]
     return [out.view(*lead, out.shape[-1]) for out in outs]
+
+
+def _check_shapes(features: Sequence[Tensor], layers: Sequence[nn.Linear], reader: Pool) -> None:
+    if len(features) != len(layers):
+        raise ShapeError(f"There are {len(layers)} layers and {len(features)} features. Give one tensor a layer.")
+    for number, (z, layer) in enumerate(zip(features, layers, strict=True)):
+        if z.dim() < reader.dims or z.shape[reader.width_at] != layer.in_features:
+            raise ShapeError(f"Layer {number} reads {layer.in_features} features; it was given {list(z.shape)}.")
 
 
 @contextmanager
@@ -117,6 +129,7 @@ class _Plan:
     features: int
     widths: tuple[int, ...]
     biased: tuple[bool, ...]
+    pool: Pool
 
     def parts(self, tensors: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
         """Features, weights, and a bias or None for every layer."""
@@ -139,66 +152,79 @@ class _Fused(torch.autograd.Function):
         ctx.plan = plan
         ctx.lazy = plan.features > 1 and all(getattr(z.grad_fn, "takes_products", False) for z in zs)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*zs, *weights)
-        flat = zs[0].reshape(-1, zs[0].shape[-1])
-        with torch.autocast(flat.device.type, enabled=False):
-            weight = torch.cat(weights)
+        with torch.autocast(zs[0].device.type, enabled=False):
+            vectors, weight = plan.pool.read(zs[0]), torch.cat(weights)
+            ctx.save_for_backward(vectors, *zs, *weights)
             zeros = [weight.new_zeros(width) if b is None else b for b, width in zip(biases, plan.widths, strict=True)]
-            made = _full(torch.addmm(torch.cat(zeros), flat.to(weight.dtype), weight.T))
+            made = _full(torch.addmm(torch.cat(zeros), vectors.to(weight.dtype), weight.T))
         # Plain tensors of one memory, and not views: a loss may write into what it is given.
         return tuple(part.data for part in torch.split(made, list(plan.widths), 1))
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved, count = ctx.saved_tensors, len(ctx.plan.widths)
-        zs, weights = saved[: ctx.plan.features], saved[ctx.plan.features :]
-        there = [k for k in range(count) if slopes[k] is not None]
-        mine: list[Tensor] = [slope for slope in slopes if slope is not None]
-        with torch.autocast(zs[0].device.type, enabled=False):
-            if len(there) == 1 or torch.is_grad_enabled():
-                found = _each(zs, weights, dict(zip(there, mine, strict=True)))
+        plan, (vectors, *tensors) = ctx.plan, ctx.saved_tensors
+        zs, weights = tensors[: plan.features], tensors[plan.features :]
+        there = {k: slope for k, slope in enumerate(slopes) if slope is not None}
+        back = any(ctx.needs_input_grad[1 : 1 + plan.features])
+        with torch.autocast(vectors.device.type, enabled=False):
+            if torch.is_grad_enabled():
+                found = _each(plan.pool, [plan.pool.read(z) for z in zs], zs, weights, there, back)
+            elif len(there) == 1:
+                found = _each(plan.pool, [vectors] * len(zs), zs, weights, there, back)
             else:
-                found = _at_once(zs, weights, there, mine, ctx.lazy)
-        return (None, *ctx.plan.flat(*found))
+                found = _at_once(plan.pool, vectors, zs, weights, there, back, ctx.lazy)
+        return (None, *plan.flat(*found))
 
 
 Gradients = tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]
 """Of the features, the weights and the biases."""
 
 
-def _each(zs: Sequence[Tensor], weights: Sequence[Tensor], slopes: dict[int, Tensor]) -> Gradients:
+def _each(
+    pool: Pool,
+    vectors: Sequence[Tensor],
+    zs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    slopes: dict[int, Tensor],
+    back: bool,
+) -> Gradients:
     """As separate layers would have it; differentiable."""
     of_features: list[Tensor | None] = [None] * len(zs)
     of_weights: list[Tensor | None] = [None] * len(weights)
     of_biases = list(of_weights)
     for k, slope in slopes.items():
-        at = k if len(zs) > 1 else 0
-        z, weight = zs[at], weights[k]
-        slope = slope.reshape(-1, slope.shape[-1]).to(weight.dtype)
-        mine, before = (slope @ weight).view(z.shape).to(z.dtype), of_features[at]
-        of_features[at] = mine if before is None else before + mine
-        of_weights[k] = slope.T @ z.reshape(-1, z.shape[-1]).to(weight.dtype)
+        at, weight = k if len(zs) > 1 else 0, weights[k]
+        slope = slope.to(weight.dtype)
+        if back:
+            mine, before = pool.spread(slope @ weight, zs[at].shape).to(zs[at].dtype), of_features[at]
+            of_features[at] = mine if before is None else before + mine
+        of_weights[k] = slope.T @ vectors[at].to(weight.dtype)
         of_biases[k] = slope.sum(0)
     return of_features, of_weights, of_biases
 
 
 def _at_once(
-    zs: Sequence[Tensor], weights: Sequence[Tensor], there: Sequence[int], slopes: Sequence[Tensor], lazy: bool
+    pool: Pool,
+    vectors: Tensor,
+    zs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    slopes: dict[int, Tensor],
+    back: bool,
+    lazy: bool,
 ) -> Gradients:
-    """The gradients of the layers ``there``, of all in one product each."""
-    z, widths = zs[0], [len(weights[k]) for k in there]
-    dtype = weights[0].dtype
-    weight = torch.cat([weights[k] for k in there])
-    slope = torch.cat(list(slopes), 1).to(dtype)
-    flat = z.reshape(-1, z.shape[-1]).to(dtype)
+    """The gradients of several layers, of all in one product each."""
+    widths = [len(weights[k]) for k in slopes]
+    weight = torch.cat([weights[k] for k in slopes])
+    slope = torch.cat(list(slopes.values()), 1).to(weight.dtype)
     of_weights: list[Tensor | None] = [None] * len(weights)
     of_biases = list(of_weights)
-    for k, w, b in zip(there, torch.split(slope.T @ flat, widths), torch.split(slope.sum(0), widths), strict=True):
+    every = torch.split(slope.T @ vectors.to(weight.dtype), widths), torch.split(slope.sum(0), widths)
+    for k, w, b in zip(slopes, *every, strict=True):
         of_weights[k], of_biases[k] = w, b
-    if len(zs) == 1:
-        return [(slope @ weight).view(z.shape).to(z.dtype)], of_weights, of_biases
-    products = Products(slope, weight, widths, z)
     of_features: list[Tensor | None] = [None] * len(zs)
-    for position, k in enumerate(there):
+    products = Products(slope, weight, widths, zs[0], pool)
+    if back and len(zs) == 1:
+        of_features[0] = products.whole()
+    for position, k in enumerate(slopes if back and len(zs) > 1 else ()):
         of_features[k] = ProductRow.of(products, position) if lazy else products.row(position)
     return of_features, of_weights, of_biases

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from polytask.fused.pool import POOLS, Pool
+
 
 class Products:
     """Gradients of the same features that several tasks' linear heads make: ``slopes[k] @ weights[k]`` each.
@@ -19,17 +21,27 @@ class Products:
         weights: The heads' weights, one below the other, ``[all outputs, d]``.
         widths: How many outputs each task has.
         like: A tensor with the features' shape and dtype.
+        pool: How the heads read them.
     """
 
-    def __init__(self, slopes: Tensor, weights: Tensor, widths: Sequence[int], like: Tensor):
-        self.slopes, self.weights, self.widths, self.like = slopes, weights, list(widths), like
+    def __init__(
+        self, slopes: Tensor, weights: Tensor, widths: Sequence[int], like: Tensor, pool: Pool = POOLS["none"]
+    ):
+        self.slopes, self.weights, self.widths, self.like, self.pool = slopes, weights, list(widths), like, pool
 
     def row(self, position: int) -> Tensor:
         """One task's gradient, in the features' shape and dtype."""
         start = sum(self.widths[:position])
         part = slice(start, start + self.widths[position])
-        with torch.autocast(self.slopes.device.type, enabled=False):
-            return (self.slopes[:, part] @ self.weights[part]).view(self.like.shape).to(self.like.dtype)
+        return self._product(self.slopes[:, part], self.weights[part])
+
+    def whole(self) -> Tensor:
+        """The sum of all tasks' gradients."""
+        return self._product(self.slopes, self.weights)
+
+    def _product(self, slopes: Tensor, weights: Tensor) -> Tensor:
+        with torch.autocast(slopes.device.type, enabled=False):
+            return self.pool.spread(slopes @ weights, self.like.shape).to(self.like.dtype)
 
     def pays(self, count: int) -> bool:
         """Whether ``gramian`` and ``weighted_sum`` take less than the gradients of ``count`` tasks by themselves would.
@@ -38,7 +50,7 @@ class Products:
         """
         rows, outputs, size = len(self.slopes), *self.weights.shape
         short = 2 * outputs * outputs * (rows + size) + rows * outputs * size
-        return short <= rows * size * (outputs + count * count)
+        return short <= rows * size * outputs + self.like.numel() * count * count
 
     def gramian(self, positions: Sequence[int]) -> Tensor:
         """Inner products of the gradients at ``positions``, in float64: what cancels here would not in the rows."""
@@ -50,6 +62,7 @@ class Products:
             if len(self.weights) > len(self.widths):
                 both = torch.stack([part.sum(0) for part in torch.split(both, self.widths)])
                 both = torch.stack([part.sum(1) for part in torch.split(both, self.widths, 1)], 1)
+        both *= self.pool.share(self.like.shape)
         at = list(positions)
         return both if at == list(range(len(both))) else both[at][:, at]
 
@@ -59,8 +72,7 @@ class Products:
         scales[list(positions)] = weights.to(scales)
         if len(self.weights) > len(self.widths):
             scales = scales.repeat_interleave(torch.tensor(self.widths, device=scales.device))
-        with torch.autocast(self.slopes.device.type, enabled=False):
-            return ((self.slopes * scales) @ self.weights).view(self.like.shape).to(self.like.dtype)
+        return self._product(self.slopes * scales, self.weights)
 
 
 class ProductRow(Tensor):

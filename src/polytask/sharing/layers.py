@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from polytask.errors import RecipeError, ShapeError, unknown
+from polytask.fused.pool import POOLS
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -85,9 +87,11 @@ def check_dropout(dropout: float) -> None:
 class GlobalPool(nn.Module):
     """The mean over all positions of a feature map: ``[rows, c, ...]`` to ``[rows, c]``."""
 
+    pool: ClassVar[str] = "mean"
+
     def forward(self, features: Tensor) -> Tensor:
         """Features ``[rows, c, ...]`` to ``[rows, c]``."""
-        return features.flatten(2).mean(2)
+        return POOLS[self.pool].read(features)
 
 
 ANY = -1
@@ -97,9 +101,11 @@ ANY = -1
 class FirstPosition(nn.Module):
     """The features of a text as a whole: ``[rows, 1 + words, d]`` to ``[rows, d]``."""
 
+    pool: ClassVar[str] = "first"
+
     def forward(self, features: Tensor) -> Tensor:
         """Features ``[rows, 1 + words, d]`` to ``[rows, d]``."""
-        return features[:, 0]
+        return POOLS[self.pool].read(features)
 
 
 def private_from(shape: tuple[int, ...], norm: str | None) -> tuple[list[nn.Module], int, tuple[int, ...]]:

@@ -76,7 +76,8 @@ class BaseEngine(ABC):
         return self._counted(micro)
 
     def _counted(self, micro: Sequence[MicroBatch]) -> StepReport:
-        tasks = tuple(task for task in self.balancer.tasks if any(task in batch.tasks for batch in micro))
+        there = {task for batch in micro for task in batch.tasks}
+        tasks = tuple(task for task in self.balancer.tasks if task in there)
         due = self._count % self.options.every == 0
         self._fresh = due or self._kept is None or self._kept[0] != tasks
         self._count += 1
@@ -229,9 +230,9 @@ class BaseEngine(ABC):
         return replace(losses, tasks=made, plain={task: loss.detach() for task, loss in losses.tasks.items()})
 
     def _check_tasks(self, tasks: Sequence[str]) -> None:
-        for task in tasks:
-            if task not in self.balancer.tasks:
-                raise BalancerError(unknown("task", task, self.balancer.tasks))
+        strange = set(tasks).difference(self.balancer.tasks)
+        if strange:
+            raise BalancerError(unknown("task", min(strange), self.balancer.tasks))
 
     def epoch_end(self, losses: Mapping[str, float]) -> None:
         """Tell the method the epoch's average training losses."""

@@ -35,8 +35,8 @@ class Link:
     def gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Gradients of the feature tensors from those of the aliases, task by task."""
         width = len(self.keys)
-        places = [self.tasks.index(task) for task in self.present]
-        by_task = [grads[k * width : (k + 1) * width] for k in places]
+        place = {task: k * width for k, task in enumerate(self.tasks)}
+        by_task = [grads[place[task] : place[task] + width] for task in self.present]
         missing = [t for t, mine in zip(self.present, by_task, strict=True) if all(g is None for g in mine)]
         if missing:
             raise BalancerError(unreached(self.keys, missing))

@@ -34,8 +34,8 @@ class TaskHead(nn.Module, ABC):
         self.spec = spec
 
     @property
-    def affine(self) -> nn.Linear | None:
-        """The one layer that the head is, before ``finished``; None if it is more than that."""
+    def affine(self) -> tuple[nn.Linear, str] | None:
+        """The layer that is all of the head before ``finished``, and what it pools (``fused_linear``); else None."""
         return None
 
     def finished(self, raw: Tensor) -> Tensor:
@@ -64,14 +64,15 @@ def run_heads(heads: Mapping[str, nn.Module], features: Mapping[str, Tensor], in
         features: Of every one of these tasks.
         inputs: The model's.
     """
-    linear: dict[str, tuple[TaskHead, nn.Linear]] = {}
+    linear: dict[str, tuple[TaskHead, nn.Linear, str]] = {}
     for task, head in heads.items():
         if isinstance(head, TaskHead) and head.affine is not None and not is_hooked(head):
-            linear[task] = head, head.affine
-    if len(linear) < FEWEST_FUSED:
+            linear[task] = head, *head.affine
+    pools = {pool for _, _, pool in linear.values()}
+    if len(linear) < FEWEST_FUSED or len(pools) > 1:
         return {task: run_head(head, features[task], inputs) for task, head in heads.items()}
-    made = fused_linear([features[task] for task in linear], [layer for _, layer in linear.values()])
-    found = {task: head.finished(raw) for (task, (head, _)), raw in zip(linear.items(), made, strict=True)}
+    made = fused_linear([features[task] for task in linear], [layer for _, layer, _ in linear.values()], pools.pop())
+    found = {task: head.finished(raw) for (task, (head, _, _)), raw in zip(linear.items(), made, strict=True)}
     return {task: found[task] if task in found else run_head(heads[task], features[task], inputs) for task in heads}
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.errors import ShapeError
-from polytask.fused import full_precision
+from polytask.fused import full_precision, is_hooked
 from polytask.models.heads.base import TaskHead
 from polytask.sharing.layers import dense_stages, vector_from
 from polytask.tasks.task import HeadSpec
@@ -43,6 +43,7 @@ class Head(TaskHead):
         pooled, width = vector_from(shape)
         hidden = dense_stages(width, spec.hidden, dropout=spec.dropout)
         self.layers = nn.Sequential(*pooled, *hidden)
+        self._pool = next((str(part.pool) for part in pooled), "none")
         self.output = nn.Linear([width, *spec.hidden][-1], 1 if spec.outputs is None else spec.outputs)
         self.register_buffer("shift", None)
         self.register_buffer("scale", None)
@@ -60,9 +61,10 @@ class Head(TaskHead):
         return self.finished(full_precision(self.output, self.layers(features)))
 
     @property
-    def affine(self) -> nn.Linear | None:
-        """The affine map, if there are no private layers, nor a mean over positions."""
-        return self.output if type(self) is Head and not len(self.layers) else None
+    def affine(self) -> tuple[nn.Linear, str] | None:
+        """The affine map and the name of the pool before it, if there are no private layers."""
+        plain = type(self) is Head and not self.spec.hidden and not any(map(is_hooked, self.layers))
+        return (self.output, self._pool) if plain else None
 
     def finished(self, raw: Tensor) -> Tensor:
         """Scaled, shifted, and without the last dimension if ``outputs`` is None."""

@@ -52,10 +52,10 @@ def pcd(gramian: Any, primary: int = 0, tau: float = 0.02, scales: Any = None) -
     if scales is not None:
         sizes = np.asarray(scales, dtype=np.float64)[parts.kept] * parts.norms
         sizes = sizes / sizes[first]
-    others = np.delete(np.arange(len(parts.kept)), first)
+    others = np.flatnonzero(np.arange(len(parts.kept)) != first)
     point = np.zeros(len(parts.kept))
     point[first] = 1.0
-    solved = _multipliers(parts.cosines[np.ix_(others, others)], parts.cosines[others, first], tau * sizes[others])
+    solved = _multipliers(parts.cosines[others[:, None], others], parts.cosines[others, first], tau * sizes[others])
     point[others] = solved.weights
     square = float(point @ parts.cosines @ point)
     noise = 16 * EPS * len(point) * float(point.sum()) ** 2

@@ -204,6 +204,17 @@ def test_hooks_of_aliases_see_and_change_the_gradient():
     assert seen[0] > 0
 
 
+def test_anomaly_detection_looks_at_the_numbers():
+    case = Case((40,), 32)
+    found = []
+    for run in (fused_linear, one_by_one):
+        with torch.autograd.set_detect_anomaly(True):
+            node = B.Node(B.build("mgda", tasks=TASKS), tasks=TASKS)
+            node.backward(case.losses(run, node(case.trunk(case.x))))
+        found.append(case.grads())
+    assert_equal(*found, tolerance=1e-9)
+
+
 def test_a_gradient_of_the_gradient():
     case = Case((3,))
     z = case.trunk(case.x).detach().requires_grad_()

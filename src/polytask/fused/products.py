@@ -68,11 +68,12 @@ class Products:
 
     def weighted_sum(self, positions: Sequence[int], weights: Tensor) -> Tensor:
         """The weighted sum of the gradients at ``positions``, in the features' shape and dtype."""
-        scales = self.slopes.new_zeros(len(self.widths))
+        # Put together on the host, where weights are found, so that one transfer takes them to the device.
+        scales = torch.zeros(len(self.widths), dtype=torch.float64)
         scales[list(positions)] = weights.to(scales)
         if len(self.weights) > len(self.widths):
-            scales = scales.repeat_interleave(torch.tensor(self.widths, device=scales.device))
-        return self._product(self.slopes * scales, self.weights)
+            scales = scales.repeat_interleave(torch.tensor(self.widths))
+        return self._product(self.slopes * scales.to(self.slopes), self.weights)
 
 
 class ProductRow(Tensor):

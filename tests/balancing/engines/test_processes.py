@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from polytask.balancing import JacobianAggregator, Losses, MicroBatch, build, engine
+from polytask.fused import fused_linear
 
 TASKS = ("a", "b", "c")
 ROWS = {"a": range(10), "b": (0, 1, 2, 6), "c": (7, 8, 9)}
@@ -20,8 +21,9 @@ ROWS = {"a": range(10), "b": (0, 1, 2, 6), "c": (7, 8, 9)}
 
 
 class Model(nn.Module):
-    def __init__(self):
+    def __init__(self, run=None):
         super().__init__()
+        self.run = run or (lambda features, layers: [layer(z) for z, layer in zip(features, layers, strict=True)])
         torch.manual_seed(0)
         self.trunk = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4))
         self.heads = nn.ModuleDict({task: nn.Linear(4, 1) for task in TASKS})
@@ -46,11 +48,11 @@ def micro_batch(model, mine):
 
     def forward(tap):
         features = tap({"z": model.trunk(x[mine])})
+        outs = model.run([features[task]["z"] for task in TASKS], [model.heads[task] for task in TASKS])
         shares = {}
-        for task, rows in ROWS.items():
+        for out, (task, rows) in zip(outs, ROWS.items(), strict=True):
             here = [i for i, row in enumerate(mine) if row in rows]
-            outputs = model.heads[task](features[task]["z"]).squeeze(1)[here]
-            shares[task] = (outputs - y[mine][here]).square().sum() / len(rows)
+            shares[task] = (out.squeeze(1)[here] - y[mine][here]).square().sum() / len(rows)
         return Losses(shares)
 
     return MicroBatch(TASKS, forward)
@@ -69,6 +71,7 @@ def halved(model, mine):
 def cases():
     return {
         "features": ("cagrad", {"at": "features"}),
+        "features, fused heads": ("cagrad", {"at": "features"}),
         "last": ("cagrad", {"at": "last"}),
         "parameters": ("cagrad", {}),
         "parts": ("cagrad", {"memory_budget": 200}),
@@ -82,7 +85,7 @@ def cases():
 
 
 def update(name, mine, reduce):
-    model = Model()
+    model = Model(fused_linear if "fused" in name else None)
     method, options = cases()[name]
     runner = engine(build(method, tasks=TASKS), model, reduce=reduce, **options)
     micro = halved(model, mine) if runner.balancer.halves else [micro_batch(model, mine)]
@@ -128,10 +131,15 @@ def both(tmp_path_factory):
     return torch.load(path)
 
 
+def test_fused_heads_are_the_same_update():
+    fused, plain = (update(name, list(range(10)), None) for name in ("features, fused heads", "features"))
+    assert torch.allclose(fused, plain, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("name", list(cases()))
 def test_two_processes_are_one(both, name):
     expected = update(name, list(range(10)), None)
-    bar = 1e-6 if name in ("features", "losses") else 1e-5
+    bar = 1e-6 if name.startswith(("features", "losses")) else 1e-5
     assert float((both[name] - expected).abs().max()) <= bar * float(expected.abs().max())
 
 

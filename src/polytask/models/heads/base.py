@@ -65,9 +65,9 @@ def run_heads(heads: Mapping[str, nn.Module], features: Mapping[str, Tensor], in
         inputs: The model's.
     """
     linear: dict[str, tuple[TaskHead, nn.Linear, str]] = {}
-    for task, head in heads.items():
-        if isinstance(head, TaskHead) and head.affine is not None and not is_hooked(head):
-            linear[task] = head, *head.affine
+    for task, head in heads.items() if len(heads) >= FEWEST_FUSED else ():
+        if isinstance(head, TaskHead) and not is_hooked(head) and (affine := head.affine) is not None:
+            linear[task] = head, *affine
     pools = {pool for _, _, pool in linear.values()}
     if len(linear) < FEWEST_FUSED or len(pools) > 1:
         return {task: run_head(head, features[task], inputs) for task, head in heads.items()}

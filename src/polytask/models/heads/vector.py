@@ -43,7 +43,6 @@ class Head(TaskHead):
         pooled, width = vector_from(shape)
         hidden = dense_stages(width, spec.hidden, dropout=spec.dropout)
         self.layers = nn.Sequential(*pooled, *hidden)
-        self._pool = next((str(part.pool) for part in pooled), "none")
         self.output = nn.Linear([width, *spec.hidden][-1], 1 if spec.outputs is None else spec.outputs)
         self.register_buffer("shift", None)
         self.register_buffer("scale", None)
@@ -63,8 +62,9 @@ class Head(TaskHead):
     @property
     def affine(self) -> tuple[nn.Linear, str] | None:
         """The affine map and the name of the pool before it, if there are no private layers."""
-        plain = type(self) is Head and not self.spec.hidden and not any(map(is_hooked, self.layers))
-        return (self.output, self._pool) if plain else None
+        if type(self) is not Head or self.spec.hidden or any(map(is_hooked, self.layers)):
+            return None
+        return self.output, next((str(part.pool) for part in self.layers), "none")
 
     def finished(self, raw: Tensor) -> Tensor:
         """Scaled, shifted, and without the last dimension if ``outputs`` is None."""
